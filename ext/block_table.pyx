@@ -1,0 +1,1 @@
+# placeholder so that the tree builds; replaced in the next commit

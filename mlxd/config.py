@@ -1,0 +1,164 @@
+"""The configuration: its shape, its defaults and its limits.
+
+It does not know where values come from; cli.py merges defaults < YAML < MLXD_* environment < flags.
+Every struct forbids unknown fields. Units are in the names; 0 means "no limit" only where it is said.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+NonNegativeInt = Annotated[int, Meta(ge=0)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A section of the YAML file."""
+
+
+class ModelConfig(_Section):
+    """Which model, under which names."""
+
+    path: str | None = None
+    """a Hugging Face id, a local folder, or a .gguf file of a llama-family model"""
+    revision: str | None = None
+    served_names: tuple[str, ...] = ()
+    """names beside the id and `default`; the first one is what responses carry"""
+    owned_by: str = "vllm-mlx"
+    max_model_len: PositiveInt | None = None
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto: the checkpoint's own on GPUs; float32, dequantised, on CPUs"""
+    chat_template: str | None = None
+    """a file that replaces the model's own template"""
+    trust_remote_code: bool = False
+
+
+class ServerConfig(_Section):
+    """Sockets and HTTP limits."""
+
+    host: str = "0.0.0.0"
+    port: Port = 8000
+    unix_socket: str | None = None
+    """a path; takes the place of host and port"""
+    backlog: PositiveInt = 2048
+    header_timeout_seconds: Seconds = 20.0
+    body_timeout_seconds: Seconds = 60.0
+    keep_alive_seconds: Seconds = 75.0
+    write_timeout_seconds: Seconds = 60.0
+    """a client that takes no byte for this long is cut off"""
+    shutdown_seconds: Annotated[float, Meta(ge=0)] = 30.0
+    """how long running requests may go on after SIGTERM"""
+    max_connections: PositiveInt = 4096
+    max_request_line_bytes: PositiveInt = 8192
+    max_header_count: PositiveInt = 100
+    max_header_bytes: PositiveInt = 65536
+    max_body_bytes: PositiveInt = 33554432
+    max_json_depth: PositiveInt = 64
+    write_buffer_bytes: PositiveInt = 65536
+    """unsent bytes of one connection above which its stream pauses"""
+    max_pipelined_requests: PositiveInt = 16
+    cors_origins: tuple[str, ...] = ()
+    """`*` for any"""
+    metrics: bool = False
+    access_log: bool = True
+
+
+class ApiKeyConfig(_Section):
+    """One API key. Exactly one of key, key_file and key_env is set."""
+
+    name: str = "default"
+    key: str | None = None
+    key_file: str | None = None
+    key_env: str | None = None
+
+
+class LimitsConfig(_Section):
+    """Who may ask, and how much."""
+
+    api_keys: tuple[ApiKeyConfig, ...] = ()
+    rate_limit: NonNegativeInt = 0
+    """requests a minute for each client; 0 = unlimited"""
+    timeout_seconds: Seconds = 300.0
+    max_choices: PositiveInt = 128
+    max_stop_strings: PositiveInt = 16
+    max_prompts: PositiveInt = 1024
+
+
+class DefaultsConfig(_Section):
+    """What a request gets where it says nothing. None: the model's generation_config, else 1.0."""
+
+    max_tokens: PositiveInt = 32768
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    stream_interval: PositiveInt = 1
+    """tokens a stream chunk"""
+
+
+class SchedulerConfig(_Section):
+    """How steps are filled."""
+
+    continuous_batching: bool = True
+    """false: one request at a time"""
+    max_num_seqs: PositiveInt = 256
+    max_num_batched_tokens: PositiveInt = 2048
+    max_step_ms: Seconds = 200.0
+    """prefill chunks are cut so that a step with decode rows stays near this"""
+    max_queue: PositiveInt = 1024
+    """waiting requests above which new ones are refused"""
+    max_queue_tokens: PositiveInt = 4194304
+    """prompt tokens of waiting requests above which new ones are refused"""
+
+
+class CacheConfig(_Section):
+    """The KV cache."""
+
+    paged: bool = True
+    """false: mlx-lm's contiguous caches"""
+    block_size: Annotated[int, Meta(ge=1, le=256)] = 16
+    memory_mb: PositiveInt | None = None
+    memory_percent: Fraction = 0.20
+    """of the device's memory; memory_mb wins"""
+    num_blocks: Annotated[int, Meta(ge=2)] | None = None
+    """exact pool size, for tests and benches; wins over both"""
+
+
+class WorkerConfig(_Section):
+    """The process that owns MLX."""
+
+    backend: Literal["mlx", "playback"] = "mlx"
+    """playback: no model; emits given text (tests, benches of the front)"""
+    playback_tokens_per_second: Annotated[float, Meta(ge=0)] = 0.0
+    """for each request; 0 = at once"""
+    heartbeat_timeout_seconds: Seconds = 30.0
+    """no beat for this long, or one step this long, and /health says 503"""
+    step_timeout_seconds: Seconds = 300.0
+    """one step this long, and the worker is killed and started anew"""
+    max_restarts: NonNegativeInt = 5
+    """in ten minutes; then the server exits with 1"""
+    threads: NonNegativeInt = 0
+    """BLAS threads on CPUs; 0 = one a core"""
+    warmup: bool = True
+
+
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(_Section):
+    """The whole of server.yaml."""
+
+    model: ModelConfig = ModelConfig()
+    server: ServerConfig = ServerConfig()
+    limits: LimitsConfig = LimitsConfig()
+    defaults: DefaultsConfig = DefaultsConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    cache: CacheConfig = CacheConfig()
+    worker: WorkerConfig = WorkerConfig()
+    log: LogConfig = LogConfig()

@@ -1,0 +1,158 @@
+"""A generation request, from submission to its one terminal output.
+
+It does not know HTTP, dialects or blocks: prompts are token ids, answers are text and token deltas.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from mlxd.step import SamplingParams, TokenLogprobs
+from mlxd.text.detokenizer import Detokenizer
+from mlxd.text.stop import StopChecker
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a client asks of the engine, validated and resolved against all defaults.
+
+    One of these is one sequence: n choices or several prompts are several requests with their own `index`,
+    submitted together. `max_tokens` counts generated tokens; the engine lowers it to what the context
+    leaves. `stop` strings are cut from the text; `stop_token_ids` end generation and give no text.
+    `sampling.stop_token_ids` need not be filled: the engine adds these and the model's own.
+    `stream_interval`: tokens gathered before an output is handed over (the first and last go at once).
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    max_tokens: int
+    index: int = 0
+    sampling: SamplingParams = SamplingParams()
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    priority: int = 0
+    """lower runs first"""
+    stream_interval: int = 1
+
+
+class FinishReason(enum.StrEnum):
+    """Why a request ended; each dialect has its own words for these."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+class RequestStatus(enum.IntEnum):
+    """Ordered: everything above PREEMPTED is over."""
+
+    WAITING = 0
+    RUNNING = 1
+    PREEMPTED = 2
+    FINISHED_STOPPED = 3
+    FINISHED_LENGTH = 4
+    FINISHED_ABORTED = 5
+    FINISHED_ERROR = 6
+
+    @property
+    def is_finished(self) -> bool:
+        return self > RequestStatus.PREEMPTED
+
+
+class RequestOutput(msgspec.Struct, gc=False):
+    """What a request gained since its last output. The one with a `finish_reason` is the last.
+
+    `text` is the new text, safe to show (UTF-8 complete, no part of a stop string). `token_ids` and
+    `logprobs` are of the new tokens; their text may come with a later output. `stop_reason` is the stop
+    string or token id that ended the request; None for the model's own end of turn. `error` is set where
+    `finish_reason` is error or abort. The counts are totals so far.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: Exception | None = None
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_cached_tokens: int = 0
+
+
+class Request:
+    """The engine's own record of a sequence.
+
+    Append-only: `output_token_ids` grows, never shrinks, also across preemption, because a client may have
+    seen every token in it. `num_computed_tokens` is what the KV cache holds once all sent plans have run;
+    `num_pending_tokens` is how many samples are in flight. Their targets follow from the tokens, so there
+    is no prefill phase and no decode phase.
+    """
+
+    __slots__ = (
+        "abort_error",
+        "arrival_time",
+        "detokenizer",
+        "finish_time",
+        "first_scheduled_time",
+        "first_token_time",
+        "logprobs",
+        "max_tokens",
+        "num_cached_tokens",
+        "num_computed_tokens",
+        "num_pending_tokens",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "output_token_ids",
+        "params",
+        "pending_output",
+        "slot",
+        "status",
+        "stop_checker",
+        "stop_token_ids",
+        "stream",
+    )
+
+    def __init__(
+        self,
+        params: GenerationRequest,
+        *,
+        stream: object,
+        detokenizer: Detokenizer,
+        stop_token_ids: frozenset[int],
+        max_tokens: int,
+        arrival_time: float,
+    ) -> None:
+        self.params = params
+        self.stream = stream
+        self.detokenizer = detokenizer
+        self.stop_checker = StopChecker(params.stop) if params.stop else None
+        self.stop_token_ids = stop_token_ids
+        self.max_tokens = max_tokens
+        self.arrival_time = arrival_time
+        self.first_scheduled_time: float | None = None
+        self.first_token_time: float | None = None
+        self.finish_time: float | None = None
+        self.status = RequestStatus.WAITING
+        self.slot = -1
+        self.num_prompt_tokens = len(params.prompt_token_ids)
+        self.output_token_ids: list[int] = []
+        self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+        self.pending_output: RequestOutput | None = None
+        self.abort_error: Exception | None = None
+
+    @property
+    def request_id(self) -> str:
+        return self.params.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens, those still in flight included."""
+        return self.num_prompt_tokens + len(self.output_token_ids) + self.num_pending_tokens

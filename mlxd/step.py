@@ -1,0 +1,217 @@
+"""The contract between engine and worker: what travels over the socketpair, both ways.
+
+It knows neither asyncio nor MLX. Frames are a little-endian uint32 length and a msgpack message.
+
+The front sends `WorkerInit` once, then `StepPlan`s and `Flush`es. The worker answers with `Progress`,
+`ModelFiles` and `WorkerReady` while it loads, then with exactly one `StepResult` a plan, in order, and a
+`Heartbeat` a second from a thread of its own. `WorkerFailure` is its last word.
+
+One step is in flight: having launched plan N, the worker reads one more message before it waits for N's
+tokens. That message is plan N+1 (whose decode rows take the token N samples, which never leaves the device)
+or `Flush` (nothing to run before N's result is known). So the front, after it has sent plan N and has not
+sent N+1, owes the worker one message.
+
+Integer arrays travel as bytes, int32 little-endian, C order. R is the number of rows (requests) of a step,
+D of them decode rows, which come first; N = sum(query_lens) is the number of tokens.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+NULL_BLOCK = 0
+"""Block 0 belongs to nobody: padding in block tables, and scratch for padded rows."""
+
+PROTOCOL_VERSION = 1
+HEADER_BYTES = 4
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
+    """Base of everything that crosses the socketpair."""
+
+
+class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """How a row samples, already validated and resolved against all defaults.
+
+    temperature 0 is greedy. top_k 0, top_p 1, min_p 0, repetition_penalty 1, presence and frequency 0 are
+    off. The penalties are vLLM's: repetition over prompt and output tokens, presence and frequency over
+    output tokens. `seed` is always set (the engine draws one when the client gave none), so that a replay
+    repeats the tokens. `logprobs` is -1 for none, else the number of alternatives (0: the sampled one only);
+    log-probabilities are of the model's raw distribution, before temperature, bias and penalties.
+    While fewer than `min_tokens` tokens are out, `stop_token_ids` (end-of-sequence ids among them) cannot be
+    sampled.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    seed: int = 0
+    min_tokens: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: int = -1
+
+    @property
+    def needs_token_history(self) -> bool:
+        """Whether the sampler must know the tokens so far."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+class SlotInit(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A request takes a slot. Sent with the first plan that has a row for it, also after preemption.
+
+    `token_ids` (int32) holds the prompt and the tokens sampled so far, and only where
+    `sampling.needs_token_history`; else it is empty.
+    """
+
+    slot: int
+    request_id: str
+    num_prompt_tokens: int
+    sampling: SamplingParams
+    token_ids: bytes = b""
+
+
+class StepPlan(Message, frozen=True, tag="step"):
+    """One forward over N tokens of R requests. The worker holds no other truth than these.
+
+    The order in the worker: `release`, `admit`, `copy_blocks`, then the forward.
+    Row r writes its query_lens[r] tokens at positions context_lens[r] - query_lens[r] … context_lens[r] - 1
+    and attends to positions 0 … its own. A decode row's one input token is the token sampled last in its
+    slot; the other rows' tokens lie one after another in `token_ids`.
+    """
+
+    step_id: int
+    num_decode_rows: int
+    slots: bytes
+    """int32 [R]"""
+    query_lens: bytes
+    """int32 [R]"""
+    context_lens: bytes
+    """int32 [R]: tokens of the row that the KV cache holds after this step"""
+    sample: bytes
+    """uint8 [R]: 1 where a token is sampled from the row's last position (decode rows always)"""
+    token_ids: bytes
+    """int32 [N - D]"""
+    slot_mapping: bytes
+    """int32 [N]: block_id * block_size + offset where token n's keys and values go"""
+    block_tables: bytes
+    """int32 [R, W], padded with NULL_BLOCK"""
+    block_table_width: int
+    """W"""
+    release: tuple[int, ...] = ()
+    """slots whose request is gone"""
+    admit: tuple[SlotInit, ...] = ()
+    copy_blocks: tuple[tuple[int, int], ...] = ()
+    """(source, destination) block ids, copied in every layer before the forward"""
+
+
+class Flush(Message, frozen=True, tag="flush"):
+    """No plan before the result that is outstanding."""
+
+
+class Shutdown(Message, frozen=True, tag="shutdown"):
+    """Finish what is in flight and exit with 0."""
+
+
+class WorkerInit(Message, frozen=True, tag="init"):
+    """The first message: what to load and how. `config` is the whole `mlxd.config.Config` as builtins."""
+
+    config: dict[str, object]
+    protocol_version: int = PROTOCOL_VERSION
+
+
+class Progress(Message, frozen=True, tag="progress"):
+    """Something slow moved. `stage` is resolve, download, convert, load, warmup; total 0 when unknown."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str = ""
+    detail: str = ""
+
+
+class ModelFiles(Message, frozen=True, tag="files"):
+    """The folder with config.json and the tokenizer is on disk; the front may read it now."""
+
+    path: str
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, array_like=True):
+    """Bytes, as planned before the pool was allocated."""
+
+    device_bytes: int
+    weights_bytes: int
+    activation_bytes: int
+    kv_pool_bytes: int
+    kv_bytes_per_token: int
+
+
+class WorkerReady(Message, frozen=True, tag="ready"):
+    """Loaded, checked and warmed up: plans are welcome."""
+
+    pid: int
+    model_type: str
+    vocab_size: int
+    max_model_len: int
+    """the model's own limit in tokens, cut to what the configuration and the pool allow"""
+    num_blocks: int
+    """including NULL_BLOCK"""
+    block_size: int
+    memory: MemoryPlan
+    device: str
+    """cpu, metal or cuda, with its name"""
+    attention: str
+    """gather, kernel, …"""
+    dtype: str
+    versions: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities (natural) at one position. `rank` of the sampled token counts from 1."""
+
+    logprob: float
+    rank: int
+    top_token_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+class StepResult(Message, frozen=True, tag="result"):
+    """What plan `step_id` sampled, in the order of its rows with sample = 1."""
+
+    step_id: int
+    token_ids: bytes
+    """int32; -1 where the row failed"""
+    logprobs: tuple[TokenLogprobs | None, ...] = ()
+    """empty when no row asked, else one entry a sampled row"""
+    row_errors: tuple[tuple[int, str], ...] = ()
+    """(index among the sampled rows, a message that may be shown to the client)"""
+    step_seconds: float = 0.0
+    """from the launch of this step, or the end of the one before if later, to its tokens"""
+    active_memory_bytes: int = 0
+    peak_memory_bytes: int = 0
+    cache_memory_bytes: int = 0
+
+
+class Heartbeat(Message, frozen=True, tag="beat"):
+    """From a thread of its own, once a second. `busy_seconds`: how long the step now running has taken."""
+
+    step_id: int
+    busy_seconds: float
+    active_memory_bytes: int = 0
+
+
+class WorkerFailure(Message, frozen=True, tag="failure"):
+    """The worker is about to exit. `fatal`: a restart would fail in the same way (no such model, …)."""
+
+    message: str
+    fatal: bool
+
+
+ToWorker = WorkerInit | StepPlan | Flush | Shutdown
+FromWorker = Progress | ModelFiles | WorkerReady | StepResult | Heartbeat | WorkerFailure
