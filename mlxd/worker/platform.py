@@ -1,0 +1,197 @@
+"""The device under MLX: which one, how much memory, which BLAS, and what to set before MLX is imported.
+
+It knows neither models nor the protocol. `prepare()` comes before the first `import mlx.core` of a process
+(main.py, doctor.py and tests/worker/conftest.py see to that), so nothing here imports MLX at module level.
+
+Linux CPUs: mlx-cpu's wheel carries the reference BLAS, 3 GFLOP/s on two cores where OpenBLAS gives 250.
+ext/blas_shim.c explains how one takes the place of the other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import platform as host
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlxd
+
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+CGROUP_USAGE = ("/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory/memory.usage_in_bytes")
+CUDA_SHARE = 0.92
+"""of a GPU's memory that we plan with; the rest is the driver's context, kernels and fragmentation"""
+LINUX_SHARE = 0.90
+FREED_CACHE_SHARE = 0.05
+"""of the device: how much freed memory MLX may keep for reuse before it gives it back"""
+
+
+@dataclass(frozen=True, slots=True)
+class Blas:
+    """Which BLAS MLX's CPU device calls. `problem` says why it is a slow one, else empty."""
+
+    name: str
+    threads: int
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What MLX computes on. `memory_bytes`: what weights, pool and activations may take together."""
+
+    kind: str
+    """metal, cuda or cpu"""
+    name: str
+    total_bytes: int
+    memory_bytes: int
+    available_bytes: int
+    """free when asked; on CPUs other processes share it"""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.name})"
+
+
+def prepare(threads: int = 0) -> Blas:
+    """Puts a fast BLAS under MLX where it ships a slow one. `threads` 0: one for each core we may use.
+
+    Call it before `import mlx.core`; calling it again only sets the number of threads.
+    """
+    if sys.platform != "linux":
+        return Blas("Accelerate", 0)
+    threads = threads or usable_cores()
+    shim_path, openblas_path = find_shim(), find_openblas()
+    if shim_path is None:
+        return Blas("reference", 1, "mlxd was built without its BLAS shim: reinstall it with a C compiler")
+    if openblas_path is None:
+        return Blas("reference", 1, "scipy-openblas32 is not installed")
+    shim = ctypes.CDLL(str(shim_path), mode=ctypes.RTLD_LOCAL)
+    if shim.mlxd_blas_init(os.fsencode(openblas_path)) != 0:
+        return Blas("reference", 1, f"{openblas_path.name} cannot be used")
+    shim.mlxd_blas_set_num_threads(ctypes.c_int(threads))
+    shim.mlxd_blas_config.restype = ctypes.c_char_p
+    name = " ".join(shim.mlxd_blas_config().decode().split()[:2])
+    late = "mlx.core" in sys.modules and not is_global("cblas_sgemm")
+    # Opened a second time, the same library moves into the global scope.
+    ctypes.CDLL(str(shim_path), mode=ctypes.RTLD_GLOBAL)
+    if late:
+        return Blas("reference", 1, "mlx was imported before mlxd.worker.platform.prepare() ran")
+    return Blas(name, threads)
+
+
+def is_global(symbol: str) -> bool:
+    """Whether the global scope of the process already has `symbol`."""
+    try:
+        getattr(ctypes.CDLL(None), symbol)
+    except AttributeError:
+        return False
+    return True
+
+
+def find_shim() -> Path | None:
+    return next((Path(mlxd.__file__).parent / "_ext").glob("blas_shim*.so"), None)
+
+
+def find_openblas() -> Path | None:
+    # Not imported: that would open it with RTLD_GLOBAL, which nobody needs.
+    spec = importlib.util.find_spec("scipy_openblas32")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    return next(
+        (path for folder in folders for path in Path(folder).glob("lib/libscipy_openblas*.so*")), None
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, a container's CPU quota counted."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def gflops(size: int = 1024, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+    """GFLOP/s of a float32 [size, size] product on the default device; the best of `repeats`."""
+    import mlx.core as mx
+
+    a, b = mx.random.normal((size, size)), mx.random.normal((size, size))
+    mx.eval(a @ b)
+    best = float("inf")
+    for _ in range(repeats):
+        start = clock()
+        mx.eval(a @ b)
+        best = min(best, clock() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def blas_report(threads: int = 0) -> dict[str, object]:
+    """Facts for `mlxd doctor`: name, threads, problem, gflops (measured on the CPU device)."""
+    blas = prepare(threads)
+    import mlx.core as mx
+
+    with mx.stream(mx.cpu):
+        speed = gflops()
+    return {"name": blas.name, "threads": blas.threads, "problem": blas.problem, "gflops": round(speed, 1)}
+
+
+def detect_device() -> Device:
+    """The default device and its memory. Imports MLX."""
+    import mlx.core as mx
+
+    info: dict[str, str | int] = mx.device_info()
+    name = str(info.get("device_name", host.processor() or host.machine()))
+    if mx.default_device() == mx.cpu:
+        total, available = linux_memory() if sys.platform == "linux" else posix_memory()
+        return Device("cpu", name, total, int(total * LINUX_SHARE), available)
+    if mx.metal.is_available():
+        total = int(info["memory_size"])
+        usable = int(info.get("max_recommended_working_set_size", 0)) or total * 3 // 4
+        return Device("metal", name, total, usable, usable - mx.get_active_memory())
+    total = int(info.get("total_memory", 0) or info.get("memory_size", 0))
+    return Device("cuda", name, total, int(total * CUDA_SHARE), int(info.get("free_memory", total)))
+
+
+def posix_memory() -> tuple[int, int]:
+    """(total, available) bytes where there is no /proc; available is not known and given as total."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total, total
+
+
+def linux_memory(root: Path = Path("/")) -> tuple[int, int]:
+    """(total, available) bytes of this process's world: the machine, or its container's limit if lower."""
+    fields = {}
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields[key] = int(value.split()[0]) * 1024
+    total = fields["MemTotal"]
+    available = fields.get("MemAvailable", total)
+    for limit_file, usage_file in zip(CGROUP_LIMITS, CGROUP_USAGE, strict=True):
+        limit = read_int(root / limit_file[1:])
+        if limit is not None and limit < total:
+            total = limit
+            available = min(available, max(0, limit - (read_int(root / usage_file[1:]) or 0)))
+    return total, available
+
+
+def read_int(path: Path) -> int | None:
+    """The number a file holds; None where it has none (cgroups write `max` for no limit)."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def set_memory_limits(device: Device) -> None:
+    """Keeps the model's pages resident on Metal, and MLX's cache of freed buffers small everywhere.
+
+    Steps of many shapes leave many sizes of freed buffers behind; without a limit MLX keeps all of them.
+    """
+    import mlx.core as mx
+
+    if device.kind == "metal":
+        mx.set_wired_limit(device.memory_bytes)
+    mx.set_cache_limit(int(device.total_bytes * FREED_CACHE_SHARE))
