@@ -6,12 +6,16 @@ It does not know HTTP, dialects or blocks: prompts are token ids, answers are te
 from __future__ import annotations
 
 import enum
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from mlxd.step import SamplingParams, TokenLogprobs
-from mlxd.text.detokenizer import Detokenizer
 from mlxd.text.stop import StopChecker
+
+if TYPE_CHECKING:
+    from mlxd.engine.stream import OutputStream
+    from mlxd.text.detokenizer import Detokenizer
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,7 +24,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     One of these is one sequence: n choices or several prompts are several requests with their own `index`,
     submitted together. `max_tokens` counts generated tokens; the engine lowers it to what the context
     leaves. `stop` strings are cut from the text; `stop_token_ids` end generation and give no text.
-    `sampling.stop_token_ids` need not be filled: the engine adds these and the model's own.
+    `sampling.seed` and `sampling.stop_token_ids` are the engine's to fill.
     `stream_interval`: tokens gathered before an output is handed over (the first and last go at once).
     """
 
@@ -36,6 +40,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     """lower runs first"""
     stream_interval: int = 1
+    seed: int | None = None
+    """None: the engine draws one; it becomes sampling.seed"""
+    timeout_seconds: float | None = None
+    """None: the server's"""
 
 
 class FinishReason(enum.StrEnum):
@@ -83,6 +91,18 @@ class RequestOutput(msgspec.Struct, gc=False):
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
 
+    def absorb(self, later: RequestOutput) -> None:
+        """Append the next output of the same request to this one."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        if later.logprobs is not None:
+            self.logprobs = (self.logprobs or []) + later.logprobs
+        self.finish_reason = later.finish_reason
+        self.stop_reason = later.stop_reason
+        self.error = later.error
+        self.num_output_tokens = later.num_output_tokens
+        self.num_cached_tokens = later.num_cached_tokens
+
 
 class Request:
     """The engine's own record of a sequence.
@@ -90,26 +110,28 @@ class Request:
     Append-only: `output_token_ids` grows, never shrinks, also across preemption, because a client may have
     seen every token in it. `num_computed_tokens` is what the KV cache holds once all sent plans have run;
     `num_pending_tokens` is how many samples are in flight. Their targets follow from the tokens, so there
-    is no prefill phase and no decode phase.
+    is no prefill phase and no decode phase: a row is a decode row where only the token sampled last in this
+    slot (`decoding`) is left to compute.
     """
 
     __slots__ = (
-        "abort_error",
         "arrival_time",
+        "decoding",
         "detokenizer",
         "finish_time",
         "first_scheduled_time",
         "first_token_time",
-        "logprobs",
+        "held_output",
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
         "num_pending_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_samples_left",
         "output_token_ids",
         "params",
-        "pending_output",
+        "paused",
         "slot",
         "status",
         "stop_checker",
@@ -121,7 +143,7 @@ class Request:
         self,
         params: GenerationRequest,
         *,
-        stream: object,
+        stream: OutputStream,
         detokenizer: Detokenizer,
         stop_token_ids: frozenset[int],
         max_tokens: int,
@@ -132,21 +154,31 @@ class Request:
         self.detokenizer = detokenizer
         self.stop_checker = StopChecker(params.stop) if params.stop else None
         self.stop_token_ids = stop_token_ids
+        """token ids that end this request, the model's own among them unless ignore_eos"""
         self.max_tokens = max_tokens
+        self.num_prompt_tokens = len(params.prompt_token_ids)
+        self.output_token_ids: list[int] = []
+        self.held_output: RequestOutput | None = None
+        """gathered for stream_interval, not yet handed over"""
+
+        # Scheduling state, the scheduler's to change.
+        self.status = RequestStatus.WAITING
+        self.slot = -1
+        self.decoding = False
+        """the last token was sampled in this slot, so the next row is a decode row"""
+        self.paused = False
+        """the client reads too slowly; no rows until it has caught up"""
+        self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        self.num_samples_left = max_tokens
+        """samples that may still be scheduled"""
+        self.num_cached_tokens = 0
+        self.num_preemptions = 0
+
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None
         self.first_token_time: float | None = None
         self.finish_time: float | None = None
-        self.status = RequestStatus.WAITING
-        self.slot = -1
-        self.num_prompt_tokens = len(params.prompt_token_ids)
-        self.output_token_ids: list[int] = []
-        self.num_computed_tokens = 0
-        self.num_pending_tokens = 0
-        self.num_cached_tokens = 0
-        self.num_preemptions = 0
-        self.pending_output: RequestOutput | None = None
-        self.abort_error: Exception | None = None
 
     @property
     def request_id(self) -> str:
@@ -156,3 +188,11 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output tokens, those still in flight included."""
         return self.num_prompt_tokens + len(self.output_token_ids) + self.num_pending_tokens
+
+    def token_ids(self, start: int, stop: int) -> list[int]:
+        """Known tokens `start` … `stop` - 1 of prompt and output together."""
+        prompt = self.params.prompt_token_ids
+        if stop <= self.num_prompt_tokens:
+            return prompt[start:stop]
+        output_start = max(0, start - self.num_prompt_tokens)
+        return prompt[start:] + self.output_token_ids[output_start : stop - self.num_prompt_tokens]

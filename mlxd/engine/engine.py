@@ -1,0 +1,432 @@
+"""The engine: takes requests, keeps the worker's next step ready, hands out what comes back.
+
+It does not know HTTP, dialects, templates or MLX. Everything here runs on the event loop's thread, in
+callbacks: a submission, a result and an abort each end in `_pump`, which sends what can be sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from mlxd.config import Config
+from mlxd.engine.executor import ProcessExecutor
+from mlxd.engine.kv_manager import KvManager
+from mlxd.engine.loop_monitor import LoopMonitor
+from mlxd.engine.output_processor import STATUS_OF, append_token, end_early
+from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
+from mlxd.engine.scheduler import ScheduledStep, Scheduler
+from mlxd.engine.stats import EngineStats
+from mlxd.engine.status import describe
+from mlxd.engine.stream import OutputStream
+from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
+from mlxd.errors import (
+    ContextLengthExceeded,
+    GenerationTimeout,
+    InternalError,
+    InvalidRequestError,
+    MlxdError,
+    NotReadyError,
+    OverloadedError,
+    WorkerError,
+)
+from mlxd.step import Flush, Progress, StepResult, WorkerReady
+from mlxd.step import ModelFiles as ModelFilesMessage
+from mlxd.text.model_files import ModelFiles
+from mlxd.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_STEPS_IN_FLIGHT = 2
+"""The one the worker computes and the one it has ready; more would only waste rows of ended requests."""
+
+
+class Engine:
+    """One model, one worker, many requests.
+
+    `on_progress` is told of loading; `on_ready` when requests are welcome (again); `on_failed` when there
+    will be no worker any more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_ready: Callable[[WorkerReady], None] | None = None,
+        on_failed: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        draw_seed: Callable[[], int] = lambda: random.getrandbits(63),
+        make_executor: MakeExecutor = ProcessExecutor,
+    ) -> None:
+        self.config = config
+        self.files: ModelFiles | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.info: WorkerReady | None = None
+        self.scheduler: Scheduler | None = None
+        self.stats = EngineStats()
+        self.loop_monitor = LoopMonitor()
+        self.supervisor = WorkerSupervisor(config, self, clock=clock, make_executor=make_executor)
+        self._tell_progress = on_progress
+        self._tell_ready = on_ready
+        self._tell_failed = on_failed
+        self._clock = clock
+        self._draw_seed = draw_seed
+        self._start_time = clock()
+        self._stopping = False
+        self._in_flight: deque[ScheduledStep] = deque()
+        self._worker_waits = False
+        """the worker reads one more message before it gives the last plan's result"""
+        self._pump_scheduled = False
+        self._requests: dict[str, Request] = {}
+        self._timers: dict[OutputStream, asyncio.TimerHandle] = {}
+        self._waiting_for_worker: list[Request] = []
+        self._load_task: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the worker; returns at once, the model loads in the background."""
+        self.loop_monitor.start()
+        await self.supervisor.start()
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Take no more requests, give the running ones `drain_seconds`, end the rest, stop the worker."""
+        self._stopping = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), drain_seconds)
+        except TimeoutError:
+            self.abort_all(NotReadyError("the server is shutting down"))
+        await self.supervisor.stop()
+        self.loop_monitor.stop()
+        if self._load_task is not None:
+            self._load_task.cancel()
+
+    def check_ready(self) -> None:
+        """Raises NotReadyError with the reason unless requests can be taken."""
+        if self._stopping:
+            raise NotReadyError("the server is shutting down")
+        state = self.supervisor.state
+        if state is WorkerState.FAILED:
+            raise NotReadyError("the model could not be loaded or its worker kept failing", retry_after=60)
+        if state is WorkerState.RESTARTING:
+            raise NotReadyError("the worker is restarting")
+        if self.scheduler is None or self.tokenizer is None or state is not WorkerState.READY:
+            raise NotReadyError("the model is loading")
+
+    def health(self) -> tuple[bool, str]:
+        """Whether the worker lives and moves; else the reason."""
+        return self.supervisor.health()
+
+    # Requests
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> OutputStream:
+        """Take `requests` together, or none of them.
+
+        Returns the stream of their outputs. Raises NotReadyError, ContextLengthExceeded,
+        InvalidRequestError (token ids out of range) or OverloadedError.
+        """
+        self.check_ready()
+        scheduler, info, tokenizer, files = self.scheduler, self.info, self.tokenizer, self.files
+        assert scheduler is not None and info is not None and tokenizer is not None and files is not None
+        for params in requests:
+            self._check_prompt(params, info)
+        self._check_queue(requests, scheduler)
+        loop = asyncio.get_running_loop()
+        stream = OutputStream(len(requests), loop, on_cancel=self._on_cancel, on_drained=self._on_drained)
+        now = self._clock()
+        for params in requests:
+            own_eos = () if params.ignore_eos else files.eos_token_ids
+            stop_token_ids = frozenset((*own_eos, *params.stop_token_ids))
+            request = Request(
+                self._resolve(params, stop_token_ids),
+                stream=stream,
+                detokenizer=tokenizer.detokenizer(
+                    skip_special_tokens=params.skip_special_tokens, prompt_token_ids=params.prompt_token_ids
+                ),
+                stop_token_ids=stop_token_ids,
+                max_tokens=min(params.max_tokens, info.max_model_len - len(params.prompt_token_ids)),
+                arrival_time=now,
+            )
+            self._requests[params.request_id] = request
+            scheduler.add(request)
+            self.stats.num_prompt_tokens += request.num_prompt_tokens
+        timeout = requests[0].timeout_seconds or self.config.limits.timeout_seconds
+        self._timers[stream] = loop.call_later(timeout, self._on_timeout, stream, timeout)
+        self._idle.clear()
+        self._pump_soon()
+        return stream
+
+    def abort(self, request_id: str) -> bool:
+        """End the request `request_id` and the choices `request_id-…`; False when there is none."""
+        prefix = request_id + "-"
+        found = [r for key, r in self._requests.items() if key == request_id or key.startswith(prefix)]
+        for request in found:
+            self._end_early(request, FinishReason.ABORT, None)
+        return bool(found)
+
+    def abort_all(self, error: MlxdError) -> None:
+        """End every request; each stream's last outputs carry `error`."""
+        for request in list(self._requests.values()):
+            self._end_early(request, FinishReason.ABORT, error)
+
+    def requests(self) -> list[Request]:
+        """The unfinished requests, oldest first."""
+        return list(self._requests.values())
+
+    def status(self) -> dict[str, object]:
+        """What /v1/status says."""
+        return describe(self)
+
+    @property
+    def uptime_seconds(self) -> float:
+        return self._clock() - self._start_time
+
+    def now(self) -> float:
+        """The engine's clock, in seconds; requests' times are of this clock."""
+        return self._clock()
+
+    # What the worker says (WorkerListener)
+
+    def on_progress(self, progress: Progress) -> None:
+        if self._tell_progress is not None:
+            self._tell_progress(progress)
+
+    def on_model_files(self, files: ModelFilesMessage) -> None:
+        if self.files is None or str(self.files.path) != files.path:
+            self._load_task = asyncio.get_running_loop().create_task(self._load_text(Path(files.path)))
+
+    def on_worker_ready(self, info: WorkerReady) -> None:
+        config = self.config.scheduler
+        kv = KvManager(
+            num_blocks=info.num_blocks,
+            block_size=info.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=info.max_model_len,
+        )
+        scheduler = Scheduler(config, kv)
+        for request in self._waiting_for_worker:
+            scheduler.add(request)
+        self._waiting_for_worker.clear()
+        self.info = info
+        self.scheduler = scheduler
+        self._become_ready()
+
+    def on_worker_lost(self, reason: str) -> None:
+        self._in_flight.clear()
+        self._worker_waits = False
+        scheduler, self.scheduler = self.scheduler, None
+        if scheduler is None:
+            return
+        error = WorkerError("the model worker stopped while it computed this answer; please try again")
+        for request in list(scheduler.running):
+            self._end_early(request, FinishReason.ERROR, error, scheduler)
+        # Those that wait lost nothing but samples that were in flight when they were preempted.
+        for request in scheduler.waiting:
+            request.num_pending_tokens = 0
+            request.num_samples_left = request.max_tokens - len(request.output_token_ids)
+            self._waiting_for_worker.append(request)
+
+    def on_worker_failed(self, reason: str) -> None:
+        self.on_worker_lost(reason)
+        self.abort_all(NotReadyError("the model worker failed", retry_after=60))
+        if self._tell_failed is not None:
+            self._tell_failed(reason)
+
+    def on_result(self, result: StepResult) -> None:
+        step = self._in_flight.popleft() if self._in_flight else None
+        sampled = array("i")
+        sampled.frombytes(result.token_ids)
+        if step is None or step.plan.step_id != result.step_id or len(sampled) != len(step.sampled):
+            self.supervisor.kill(f"result {result.step_id} answers no plan")
+            return
+        scheduler = self.scheduler
+        assert scheduler is not None
+        scheduler.update(step, result.step_seconds)
+        self._count_step(result)
+        errors = dict(result.row_errors) if result.row_errors else {}
+        logprobs = result.logprobs or None
+        now = self._clock()
+        for row, request in enumerate(step.sampled):
+            if request.status > RequestStatus.PREEMPTED:
+                continue  # it ended while this row was in flight
+            token_id = sampled[row]
+            if token_id < 0:
+                error = InternalError(errors.get(row, "the model gave no valid token"))
+                self._end_early(request, FinishReason.ERROR, error)
+                continue
+            if request.first_token_time is None:
+                request.first_token_time = now
+            reason = append_token(request, token_id, logprobs[row] if logprobs else None)
+            if reason is not None:
+                self._finish(request, reason, scheduler)
+            elif request.stream.is_backlogged:
+                request.paused = True
+        self._pump()
+
+    # Within
+
+    def _check_prompt(self, params: GenerationRequest, info: WorkerReady) -> None:
+        num_tokens = len(params.prompt_token_ids)
+        if num_tokens == 0:
+            raise InvalidRequestError("the prompt is empty: it has no tokens", param="prompt")
+        if num_tokens >= info.max_model_len:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {info.max_model_len} tokens, but the prompt has "
+                f"{num_tokens} tokens and {params.max_tokens} more were asked for.",
+                param="messages",
+            )
+        if min(params.prompt_token_ids) < 0 or max(params.prompt_token_ids) >= info.vocab_size:
+            raise InvalidRequestError(
+                f"the prompt has token ids outside 0 … {info.vocab_size - 1}", param="prompt"
+            )
+
+    def _check_queue(self, requests: Sequence[GenerationRequest], scheduler: Scheduler) -> None:
+        limits = self.config.scheduler
+        waiting = scheduler.waiting
+        num_requests = len(waiting) + len(requests)
+        num_tokens = waiting.num_tokens + sum(len(r.prompt_token_ids) for r in requests)
+        if num_requests > limits.max_queue or num_tokens > limits.max_queue_tokens:
+            raise OverloadedError(
+                f"the queue is full: {len(waiting)} requests with {waiting.num_tokens} tokens wait "
+                f"(limits: {limits.max_queue} and {limits.max_queue_tokens})",
+                retry_after=self._estimate_wait(scheduler),
+            )
+
+    def _estimate_wait(self, scheduler: Scheduler) -> float:
+        """Seconds until the queue has moved on, from how long requests have been taking; 1 to 120."""
+        rounds = len(scheduler.waiting) / max(1, len(scheduler.running))
+        return min(120.0, max(1.0, rounds * self.stats.mean_request_seconds))
+
+    def _resolve(self, params: GenerationRequest, stop_token_ids: frozenset[int]) -> GenerationRequest:
+        """Fill in what the worker must know: the seed, and which tokens min_tokens bans."""
+        sampling = params.sampling
+        seed = self._draw_seed() if params.seed is None else params.seed
+        banned = tuple(sorted(stop_token_ids)) if sampling.min_tokens else ()
+        sampling = msgspec.structs.replace(sampling, seed=seed, stop_token_ids=banned)
+        return msgspec.structs.replace(params, sampling=sampling)
+
+    async def _load_text(self, path: Path) -> None:
+        try:
+            files, tokenizer = await asyncio.to_thread(self._read_text, path)
+        except MlxdError as error:
+            self._fail_load(str(error))
+            return
+        except Exception:
+            logger.exception("could not read the model's tokenizer")
+            self._fail_load("the model's tokenizer could not be read")
+            return
+        self.files, self.tokenizer = files, tokenizer
+        self._become_ready()
+
+    def _read_text(self, path: Path) -> tuple[ModelFiles, Tokenizer]:
+        files = ModelFiles.read(path, self.config.model.chat_template)
+        return files, Tokenizer.load(files)
+
+    def _fail_load(self, reason: str) -> None:
+        logger.error("%s", reason)
+        if self._tell_failed is not None:
+            self._tell_failed(reason)
+
+    def _become_ready(self) -> None:
+        if self.scheduler is not None and self.tokenizer is not None and self.info is not None:
+            if self._tell_ready is not None:
+                self._tell_ready(self.info)
+            self._pump_soon()
+
+    def _pump_soon(self) -> None:
+        """Pump once this turn of the loop is over, so that what arrives together is planned together."""
+        if not self._pump_scheduled:
+            self._pump_scheduled = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_scheduled = False
+        scheduler = self.scheduler
+        if scheduler is None:
+            return
+        while len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
+            step = scheduler.schedule(self._clock())
+            if step is None:
+                break
+            self._in_flight.append(step)
+            self.supervisor.send(step.plan)
+            self._worker_waits = True
+        if self._worker_waits and len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
+            self.supervisor.send(Flush())
+            self._worker_waits = False
+        if not self._in_flight and scheduler.num_unfinished == 0:
+            self._on_idle(scheduler)
+
+    def _on_idle(self, scheduler: Scheduler) -> None:
+        try:
+            scheduler.check_integrity()
+        except AssertionError:
+            self.stats.num_integrity_errors += 1
+            logger.exception("slots or blocks leaked")
+
+    def _count_step(self, result: StepResult) -> None:
+        stats = self.stats
+        stats.num_steps += 1
+        if result.active_memory_bytes:
+            stats.active_memory_bytes = result.active_memory_bytes
+            stats.peak_memory_bytes = result.peak_memory_bytes
+            stats.cache_memory_bytes = result.cache_memory_bytes
+
+    def _finish(self, request: Request, reason: FinishReason, scheduler: Scheduler | None) -> None:
+        """The request's last output is out: give back all it holds."""
+        now = self._clock()
+        if scheduler is not None:
+            scheduler.finish(request, STATUS_OF[reason], now)
+        else:
+            self._waiting_for_worker.remove(request)
+            request.status, request.finish_time = STATUS_OF[reason], now
+        del self._requests[request.request_id]
+        if not self._requests:
+            self._idle.set()
+        started = request.first_scheduled_time
+        self.stats.count_finished(
+            reason, len(request.output_token_ids), None if started is None else now - started
+        )
+        if request.stream.is_finished:
+            timer = self._timers.pop(request.stream, None)
+            if timer is not None:
+                timer.cancel()
+
+    def _end_early(
+        self,
+        request: Request,
+        reason: FinishReason,
+        error: Exception | None,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        end_early(request, reason, error)
+        self._finish(request, reason, scheduler or self.scheduler)
+        self._pump_soon()
+
+    def _of_stream(self, stream: OutputStream) -> list[Request]:
+        return [r for r in self._requests.values() if r.stream is stream]
+
+    def _on_cancel(self, stream: OutputStream) -> None:
+        for request in self._of_stream(stream):
+            self._end_early(request, FinishReason.ABORT, None)
+
+    def _on_timeout(self, stream: OutputStream, seconds: float) -> None:
+        error = GenerationTimeout(f"the request took longer than {seconds:g} s")
+        for request in self._of_stream(stream):
+            self._end_early(request, FinishReason.ABORT, error)
+
+    def _on_drained(self, stream: OutputStream) -> None:
+        for request in self._of_stream(stream):
+            request.paused = False
+        self._pump_soon()

@@ -1,0 +1,104 @@
+"""From sampled tokens to outputs: detokenise, find stops, decide whether a request is over.
+
+It does not know steps, blocks or clients' dialects.
+"""
+
+from __future__ import annotations
+
+from mlxd.engine.request import FinishReason, Request, RequestOutput, RequestStatus
+from mlxd.step import TokenLogprobs
+
+STATUS_OF = {
+    FinishReason.STOP: RequestStatus.FINISHED_STOPPED,
+    FinishReason.LENGTH: RequestStatus.FINISHED_LENGTH,
+    FinishReason.ABORT: RequestStatus.FINISHED_ABORTED,
+    FinishReason.ERROR: RequestStatus.FINISHED_ERROR,
+}
+
+
+def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None) -> FinishReason | None:
+    """Append a sampled token, push what it adds to the stream, and say whether it ended the request.
+
+    A token that ends generation is counted, but gives no text. What a stop string cuts off is never shown.
+    """
+    output_token_ids = request.output_token_ids
+    output_token_ids.append(token_id)
+    num_output_tokens = len(output_token_ids)
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    if token_id in request.stop_token_ids:
+        finish_reason = FinishReason.STOP
+        text = _tail(request)
+        if token_id in request.params.stop_token_ids:
+            stop_reason = token_id
+    else:
+        text = request.detokenizer.add(token_id)
+        at_limit = num_output_tokens >= request.max_tokens
+        if at_limit:
+            text += request.detokenizer.finish()
+        checker = request.stop_checker
+        if checker is not None and num_output_tokens >= request.params.sampling.min_tokens:
+            text, stop_reason = checker.feed(text)
+            if stop_reason is not None:
+                finish_reason = FinishReason.STOP
+            elif at_limit:
+                text += checker.finish()
+        if finish_reason is None and at_limit:
+            finish_reason = FinishReason.LENGTH
+    output = RequestOutput(
+        request.params.index,
+        text,
+        [token_id],
+        None if logprobs is None else [logprobs],
+        finish_reason,
+        stop_reason,
+        None,
+        request.num_prompt_tokens,
+        num_output_tokens,
+        request.num_cached_tokens,
+    )
+    held = request.held_output
+    if held is not None:
+        held.absorb(output)
+        output = held
+    if (
+        finish_reason is None
+        and num_output_tokens > 1
+        and len(output.token_ids) < request.params.stream_interval
+    ):
+        request.held_output = output
+    else:
+        request.held_output = None
+        request.stream.push(output)
+    return finish_reason
+
+
+def end_early(request: Request, reason: FinishReason, error: Exception | None) -> None:
+    """Push the terminal output of a request that is cut off: abort or error."""
+    output = RequestOutput(
+        request.params.index,
+        _tail(request),
+        [],
+        None,
+        reason,
+        None,
+        error,
+        request.num_prompt_tokens,
+        len(request.output_token_ids),
+        request.num_cached_tokens,
+    )
+    if request.held_output is not None:
+        request.held_output.absorb(output)
+        output = request.held_output
+        request.held_output = None
+    request.stream.push(output)
+
+
+def _tail(request: Request) -> str:
+    """Text that was held back: an incomplete character, the beginning of a stop string."""
+    text = request.detokenizer.finish()
+    checker = request.stop_checker
+    if checker is not None:
+        text, _ = checker.feed(text)
+        text += checker.finish()
+    return text

@@ -1,0 +1,214 @@
+"""The scheduler: turns requests into step plans, and results into tokens of requests.
+
+It does not know asyncio, text, clients or the worker; time is an argument. One rule drives it: a request
+has `num_tokens` tokens and `num_computed_tokens` of them in the KV cache; every step hands out tokens until
+the first meets the second. Prefill chunks, resumption after preemption and decoding are all that rule.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+
+from mlxd.config import SchedulerConfig
+from mlxd.engine.cost import StepCostModel
+from mlxd.engine.kv_manager import KvManager
+from mlxd.engine.queue import WaitingQueue
+from mlxd.engine.request import Request, RequestStatus
+from mlxd.step import SlotInit, StepPlan
+
+
+@dataclass(slots=True)
+class ScheduledStep:
+    """A plan that was made, and the requests behind its sampled rows, in their order."""
+
+    plan: StepPlan
+    sampled: list[Request]
+    num_decode_rows: int
+    num_chunk_tokens: int
+
+
+@dataclass(slots=True, frozen=True)
+class _Chunk:
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.num_tokens == self.request.num_tokens
+
+
+class Scheduler:
+    """Decides what the next step computes.
+
+    `waiting` holds requests without slot or blocks (new and preempted ones), `running` those with both, in
+    order of admission. Decode rows come first in every step, then prefill chunks in order of admission, then
+    newcomers, while the step's token budget lasts. When blocks run out, the running request that came last
+    is preempted: its blocks go, its tokens stay.
+    """
+
+    def __init__(self, config: SchedulerConfig, kv: KvManager) -> None:
+        self.kv = kv
+        self.cost = StepCostModel(config.max_step_ms / 1e3, config.max_num_batched_tokens)
+        self.waiting = WaitingQueue()
+        self.running: list[Request] = []
+        self.num_preemptions = 0
+        self._max_num_seqs = config.max_num_seqs if config.continuous_batching else 1
+        self._next_step_id = 0
+        self._released: list[int] = []
+        self._admitted: list[Request] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def add(self, request: Request) -> None:
+        """Queue a new request. Whether it can ever fit was checked at submission."""
+        self.waiting.push(request)
+
+    def schedule(self, now: float) -> ScheduledStep | None:
+        """Plan one step, or None when nothing can run before a result comes back."""
+        decode_rows = self._schedule_decodes()
+        chunks = self._schedule_chunks(len(decode_rows), now)
+        if not decode_rows and not chunks:
+            return None
+        return self._build(decode_rows, chunks)
+
+    def finish(self, request: Request, status: RequestStatus, now: float) -> None:
+        """End `request`, wherever it is; its blocks are free before the next plan."""
+        if request.slot >= 0:
+            self.running.remove(request)
+            self._release(request)
+        elif not request.status.is_finished:
+            self.waiting.remove(request)
+        request.status = status
+        request.finish_time = now
+
+    def update(self, step: ScheduledStep, seconds: float) -> None:
+        """Account for a step that ran; the caller appends its tokens."""
+        for request in step.sampled:
+            request.num_pending_tokens -= 1
+        self.cost.observe(step.num_decode_rows, step.num_chunk_tokens, seconds)
+
+    def check_integrity(self) -> None:
+        """Every slot and block has exactly the owners it should. Raises AssertionError."""
+        self.kv.check_integrity()
+        if self.kv.num_used_slots != len(self.running):
+            raise AssertionError(f"{self.kv.num_used_slots} slots for {len(self.running)} running requests")
+        if not self.running and self.kv.num_used_blocks:
+            raise AssertionError(f"{self.kv.num_used_blocks} blocks are owned, but nothing runs")
+
+    def _schedule_decodes(self) -> list[Request]:
+        rows = [r for r in self.running if r.decoding and r.num_samples_left > 0 and not r.paused]
+        while rows:
+            slots = array("i", [r.slot for r in rows])
+            context_lens = array("i", [r.num_computed_tokens + 1 for r in rows])
+            num_reserved = self.kv.reserve_rows(slots, context_lens)
+            if num_reserved == len(rows):
+                break
+            self._preempt(self._last_running())
+            rows = [r for r in rows if r.slot >= 0]
+        for request in rows:
+            request.num_computed_tokens += 1
+            request.num_pending_tokens += 1
+            request.num_samples_left -= 1
+        return rows
+
+    def _schedule_chunks(self, num_decode_rows: int, now: float) -> list[_Chunk]:
+        chunks: list[_Chunk] = []
+        budget = self.cost.chunk_tokens(num_decode_rows)
+        for request in self.running:
+            if budget <= 0:
+                return chunks
+            if not request.decoding:
+                budget -= self._add_chunk(request, budget, chunks)
+        while budget > 0 and len(self.running) < self._max_num_seqs:
+            newcomer = self.waiting.peek()
+            # A preempted request waits for its samples in flight: they are part of what it computes again.
+            if newcomer is None or newcomer.num_pending_tokens:
+                break
+            # Room for one more block for each running request, or the newcomer would soon be preempted.
+            if not self.kv.admit(newcomer, headroom=len(self.running)):
+                break
+            self.waiting.remove(newcomer)
+            newcomer.status = RequestStatus.RUNNING
+            newcomer.first_scheduled_time = newcomer.first_scheduled_time or now
+            self.running.append(newcomer)
+            self._admitted.append(newcomer)
+            budget -= self._add_chunk(newcomer, budget, chunks)
+        return chunks
+
+    def _add_chunk(self, request: Request, budget: int, chunks: list[_Chunk]) -> int:
+        start = request.num_computed_tokens
+        num_tokens = min(budget, request.num_tokens - start)
+        chunks.append(_Chunk(request, start, num_tokens))
+        return num_tokens
+
+    def _build(self, decode_rows: list[Request], chunks: list[_Chunk]) -> ScheduledStep:
+        sampled = list(decode_rows)
+        num_decode_rows = len(decode_rows)
+        slots = array("i", [r.slot for r in decode_rows])
+        context_lens = array("i", [r.num_computed_tokens for r in decode_rows])
+        query_lens = array("i", [1]) * num_decode_rows
+        sample = bytearray(b"\x01" * num_decode_rows)
+        token_ids = array("i")
+        for chunk in chunks:
+            request, end = chunk.request, chunk.start + chunk.num_tokens
+            samples = chunk.samples
+            slots.append(request.slot)
+            query_lens.append(chunk.num_tokens)
+            context_lens.append(end)
+            sample.append(samples)
+            token_ids.extend(request.token_ids(chunk.start, end))
+            request.num_computed_tokens = end
+            if samples:
+                sampled.append(request)
+                request.decoding = True
+                request.num_pending_tokens += 1
+                request.num_samples_left -= 1
+        slot_mapping, block_tables, width = self.kv.tables.fill(slots, query_lens, context_lens)
+        plan = StepPlan(
+            step_id=self._next_step_id,
+            num_decode_rows=num_decode_rows,
+            slots=slots.tobytes(),
+            query_lens=query_lens.tobytes(),
+            context_lens=context_lens.tobytes(),
+            sample=bytes(sample),
+            token_ids=token_ids.tobytes(),
+            slot_mapping=slot_mapping,
+            block_tables=block_tables,
+            block_table_width=width,
+            release=tuple(self._released),
+            admit=tuple(self._slot_init(r) for r in self._admitted),
+        )
+        self._released.clear()
+        self._admitted.clear()
+        self._next_step_id += 1
+        return ScheduledStep(plan, sampled, num_decode_rows, len(token_ids))
+
+    def _slot_init(self, request: Request) -> SlotInit:
+        sampling = request.params.sampling
+        history = b""
+        if sampling.needs_token_history:
+            known = request.num_prompt_tokens + len(request.output_token_ids)
+            history = array("i", request.token_ids(0, known)).tobytes()
+        return SlotInit(request.slot, request.request_id, request.num_prompt_tokens, sampling, history)
+
+    def _last_running(self) -> Request:
+        """Whom to preempt: of the least urgent priority, the one that arrived last."""
+        return max(self.running, key=lambda r: (r.params.priority, r.arrival_time))
+
+    def _preempt(self, request: Request) -> None:
+        """Take slot and blocks from `request` and queue it again; its tokens are computed anew later."""
+        self.running.remove(request)
+        self._release(request)
+        request.status = RequestStatus.PREEMPTED
+        request.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.push(request)
+
+    def _release(self, request: Request) -> None:
+        self._released.append(self.kv.release(request))
+        request.decoding = False
+        request.num_computed_tokens = 0

@@ -1,0 +1,122 @@
+"""The engine's state in the words of the server guide's /v1/status, and some more of ours.
+
+It does not know HTTP. Sizes ending in _gb are 10^9 bytes, times are seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlxd.engine.request import Request, RequestStatus
+from mlxd.engine.supervisor import WorkerState
+
+if TYPE_CHECKING:
+    from mlxd.engine.engine import Engine
+
+GB = 1e9
+MB = 1e6
+
+
+def describe(engine: Engine) -> dict[str, object]:
+    """All of /v1/status as JSON-ready builtins."""
+    stats, info, scheduler, supervisor = engine.stats, engine.info, engine.scheduler, engine.supervisor
+    now = engine.now()
+    return {
+        "status": _state(engine),
+        "model": _model_name(engine),
+        "uptime_s": round(engine.uptime_seconds, 3),
+        "steps_executed": stats.num_steps,
+        "num_running": len(scheduler.running) if scheduler else 0,
+        "num_waiting": len(scheduler.waiting) if scheduler else 0,
+        "total_requests_processed": stats.num_requests,
+        "total_prompt_tokens": stats.num_prompt_tokens,
+        "total_completion_tokens": stats.num_output_tokens,
+        "metal": {
+            "active_memory_gb": round(stats.active_memory_bytes / GB, 3),
+            "peak_memory_gb": round(stats.peak_memory_bytes / GB, 3),
+            "cache_memory_gb": round(stats.cache_memory_bytes / GB, 3),
+        },
+        "cache": _cache(engine),
+        "requests": [_request(request, now) for request in engine.requests()],
+        "finish_reasons": dict(stats.finish_reasons),
+        "num_preempted": scheduler.num_preemptions if scheduler else 0,
+        "worker": {
+            "state": str(supervisor.state),
+            "pid": info.pid if info else None,
+            "restarts": supervisor.num_restarts,
+            "heartbeat_age_s": round(supervisor.heartbeat_age_seconds, 3),
+            "device": info.device if info else None,
+            "attention": info.attention if info else None,
+            "dtype": info.dtype if info else None,
+            "versions": info.versions if info else {},
+            "warnings": list(info.warnings) if info else [],
+        },
+        "loop_lag": {
+            "p50_ms": round(engine.loop_monitor.percentile(0.5) * 1e3, 3),
+            "p99_ms": round(engine.loop_monitor.percentile(0.99) * 1e3, 3),
+            "max_ms": round(engine.loop_monitor.percentile(1.0) * 1e3, 3),
+        },
+        "integrity_errors": stats.num_integrity_errors,
+    }
+
+
+def _state(engine: Engine) -> str:
+    match engine.supervisor.state:
+        case WorkerState.READY:
+            return "running"
+        case WorkerState.STOPPED | WorkerState.FAILED:
+            return "stopped"
+        case _:
+            return "not_loaded"
+
+
+def _model_name(engine: Engine) -> str | None:
+    model = engine.config.model
+    return model.served_names[0] if model.served_names else model.path
+
+
+def _cache(engine: Engine) -> dict[str, object]:
+    info, scheduler = engine.info, engine.scheduler
+    if info is None or scheduler is None:
+        return {"type": "paged_cache", "entries": 0, "hit_rate": 0.0, "memory_mb": 0.0}
+    kv = scheduler.kv
+    block_bytes = info.memory.kv_bytes_per_token * info.block_size
+    total = engine.stats.num_prompt_tokens
+    return {
+        "type": "paged_cache",
+        "entries": kv.num_used_blocks,
+        "hit_rate": round(engine.stats.num_cached_tokens / total, 4) if total else 0.0,
+        "memory_mb": round(kv.num_used_blocks * block_bytes / MB, 1),
+        "block_size": info.block_size,
+        "total_blocks": kv.num_total_blocks,
+        "used_blocks": kv.num_used_blocks,
+        "capacity_mb": round(info.memory.kv_pool_bytes / MB, 1),
+    }
+
+
+def _request(request: Request, now: float) -> dict[str, object]:
+    num_output_tokens = len(request.output_token_ids)
+    first = request.first_token_time
+    scheduled = request.first_scheduled_time
+    generating = now - first if first is not None else 0.0
+    if request.status is not RequestStatus.RUNNING:
+        phase = "queued"
+    else:
+        phase = "generation" if request.decoding and first is not None else "prefill"
+    return {
+        "request_id": request.request_id,
+        "phase": phase,
+        "tokens_per_second": round((num_output_tokens - 1) / generating, 2) if generating > 0 else 0.0,
+        "ttft_s": round(first - request.arrival_time, 4) if first is not None else None,
+        "progress": round(num_output_tokens / request.max_tokens, 4),
+        "cache_hit_type": "prefix" if request.num_cached_tokens else "miss",
+        "cached_tokens": request.num_cached_tokens,
+        "generated_tokens": num_output_tokens,
+        "max_tokens": request.max_tokens,
+        "prompt_tokens": request.num_prompt_tokens,
+        "computed_tokens": request.num_computed_tokens,
+        "queue_s": round((scheduled if scheduled is not None else now) - request.arrival_time, 4),
+        "elapsed_s": round(now - request.arrival_time, 4),
+        "completion_tokens": num_output_tokens,
+        "preemptions": request.num_preemptions,
+    }

@@ -1,0 +1,90 @@
+"""The way outputs reach whoever submitted the requests: one stream for all sequences of one client call.
+
+It does not know tokens' meaning or HTTP. All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxd.engine.request import RequestOutput
+
+BACKLOG_TOKENS = 2048
+"""Unread tokens above which a stream's requests are paused: memory stays bounded, work is not wasted."""
+
+
+class OutputStream:
+    """Async iterator of lists of outputs: everything new since the last list, in order.
+
+    It ends after every request of the stream had its output with a finish_reason. A reader that lags gets
+    the outputs of one request merged, so that what is kept for it is at most its text and tokens.
+    """
+
+    __slots__ = ("_loop", "_num_open", "_on_cancel", "_on_drained", "_ready", "_waiter", "num_unread_tokens")
+
+    def __init__(
+        self,
+        num_requests: int,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        on_cancel: Callable[[OutputStream], None],
+        on_drained: Callable[[OutputStream], None],
+    ) -> None:
+        self._loop = loop
+        self._num_open = num_requests
+        self._on_cancel = on_cancel
+        self._on_drained = on_drained
+        self._ready: list[RequestOutput] = []
+        self._waiter: asyncio.Future[None] | None = None
+        self.num_unread_tokens = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every request has ended; outputs may still be unread."""
+        return self._num_open == 0
+
+    @property
+    def is_backlogged(self) -> bool:
+        return self.num_unread_tokens > BACKLOG_TOKENS
+
+    def push(self, output: RequestOutput) -> None:
+        """Add an output and wake the reader."""
+        ready = self._ready
+        for waiting in ready:
+            if waiting.index == output.index:
+                waiting.absorb(output)
+                break
+        else:
+            ready.append(output)
+        self.num_unread_tokens += len(output.token_ids)
+        if output.finish_reason is not None:
+            self._num_open -= 1
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def cancel(self) -> None:
+        """Abort what still runs. The stream then ends with one abort output a request. Idempotent."""
+        if self._num_open:
+            self._on_cancel(self)
+
+    def __aiter__(self) -> OutputStream:
+        return self
+
+    async def __anext__(self) -> list[RequestOutput]:
+        if not self._ready:
+            if self._num_open == 0:
+                raise StopAsyncIteration
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        ready, self._ready = self._ready, []
+        backlogged = self.is_backlogged
+        self.num_unread_tokens = 0
+        if backlogged:
+            self._on_drained(self)
+        return ready
