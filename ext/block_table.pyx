@@ -154,18 +154,11 @@ cdef class BlockPool:
         books are checked. IntegrityError, with the numbers, if they disagree.
         """
         cdef int32_t* counts
-        cdef Py_ssize_t block_id
         if owned is None:
             self.verify(NULL)
             return
-        counts = <int32_t*> PyMem_Calloc(self.num_blocks, sizeof(int32_t))
-        if counts is NULL:
-            raise MemoryError(f"no memory to check {self.num_blocks} blocks")
+        counts = self.count_owned(owned)
         try:
-            for block_id, references in owned.items():
-                if not 0 <= block_id < self.num_blocks:
-                    raise IntegrityError(f"block {block_id} is owned, but the pool has {self.num_blocks}")
-                counts[block_id] = references
             self.verify(counts)
         finally:
             PyMem_Free(counts)
@@ -197,6 +190,22 @@ cdef class BlockPool:
         if self.ref_cnts[block_id] == 0:
             raise ValueError(f"block {block_id} is not in use")
         return <int32_t> block_id
+
+    cdef int32_t* count_owned(self, owned) except NULL:
+        """`owned` (block id to references) as an array [num_blocks], for verify(); the caller frees it."""
+        cdef int32_t* counts = <int32_t*> PyMem_Calloc(self.num_blocks, sizeof(int32_t))
+        cdef Py_ssize_t block_id
+        if counts is NULL:
+            raise MemoryError(f"no memory to check {self.num_blocks} blocks")
+        try:
+            for block_id, references in owned.items():
+                if not NULL_BLOCK < block_id < self.num_blocks:
+                    raise IntegrityError(f"block {block_id} of a pool of {self.num_blocks} cannot be owned")
+                counts[block_id] = references
+        except BaseException:
+            PyMem_Free(counts)
+            raise
+        return counts
 
     cdef int verify(self, const int32_t* owned) except -1:
         """check_integrity() against counts [num_blocks], or none."""
@@ -415,14 +424,17 @@ cdef class BlockTables:
 
         `held` maps block id to references that others than the tables hold. IntegrityError if not.
         """
+        cdef int32_t* counts = self.pool.count_owned({} if held is None else held)
         cdef int32_t* table
         cdef Py_ssize_t slot, index
-        owned = dict(held) if held is not None else {}
-        for slot in range(self.max_num_seqs):
-            table = self.table(slot)
-            for index in range(self.lengths[slot]):
-                owned[table[index]] = owned.get(table[index], 0) + 1
-        self.pool.check_integrity(owned)
+        try:
+            for slot in range(self.max_num_seqs):
+                table = self.table(slot)
+                for index in range(self.lengths[slot]):
+                    counts[table[index]] += 1
+            self.pool.verify(counts)
+        finally:
+            PyMem_Free(counts)
 
     cdef int32_t* table(self, Py_ssize_t slot) except NULL:
         """The slot's table, [max_blocks_per_seq]; the one place where slots are checked."""
@@ -453,5 +465,6 @@ cdef class BlockTables:
             return 0
         for index in range(length, num_blocks):
             table[index] = self.pool.take()
-            self.lengths[slot] = <int32_t> (index + 1)
+        if num_blocks > length:
+            self.lengths[slot] = <int32_t> num_blocks
         return 1

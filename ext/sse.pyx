@@ -6,6 +6,7 @@ is that of the WHATWG's "Server-sent events": `field: value` lines, and an empty
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcpy
 
 
@@ -49,30 +50,30 @@ def live_objects():
 cdef Py_ssize_t escaped_size(str text) except -1:
     """Bytes that write_escaped() will write."""
     cdef Py_ssize_t size = 0
-    cdef Py_UCS4 char
-    for char in text:
-        if char < 0x80:
-            if ESCAPE_LETTERS[char] == 0:
+    cdef uint32_t code
+    for code in text:
+        if code < 0x80:
+            if ESCAPE_LETTERS[code] == 0:
                 size += 1
             else:
-                size += 6 if ESCAPE_LETTERS[char] == c"u" else 2
-        elif char < 0x800:
+                size += 6 if ESCAPE_LETTERS[code] == c"u" else 2
+        elif code < 0x800:
             size += 2
-        elif 0xD800 <= char <= 0xDFFF:
+        elif 0xD800 <= code <= 0xDFFF:
             size += 6
         else:
-            size += 3 if char < 0x10000 else 4
+            size += 3 if code < 0x10000 else 4
     return size
 
 
-cdef unsigned char* write_code_unit(unsigned char* out, Py_UCS4 char) noexcept:
+cdef unsigned char* write_code_unit(unsigned char* out, uint32_t code) noexcept:
     """\\uXXXX for a code point below 0x10000."""
     out[0] = c"\\"
     out[1] = c"u"
-    out[2] = HEX_DIGITS[char >> 12]
-    out[3] = HEX_DIGITS[char >> 8 & 15]
-    out[4] = HEX_DIGITS[char >> 4 & 15]
-    out[5] = HEX_DIGITS[char & 15]
+    out[2] = HEX_DIGITS[code >> 12]
+    out[3] = HEX_DIGITS[code >> 8 & 15]
+    out[4] = HEX_DIGITS[code >> 4 & 15]
+    out[5] = HEX_DIGITS[code & 15]
     return out + 6
 
 
@@ -82,38 +83,38 @@ cdef int write_escaped(unsigned char* out, str text, Py_ssize_t size) except -1:
     A lone surrogate has no UTF-8, so it is written as the escape that JSON has for it.
     """
     cdef unsigned char* at = out
-    cdef Py_UCS4 char
+    cdef uint32_t code
     if size == len(text):
         # Only ASCII that stands for itself takes one byte, and CPython stores such a str as these bytes.
         memcpy(out, PyUnicode_DATA(text), size)
         return 0
-    for char in text:
-        if char < 0x80:
-            if ESCAPE_LETTERS[char] == 0:
-                at[0] = char
+    for code in text:
+        if code < 0x80:
+            if ESCAPE_LETTERS[code] == 0:
+                at[0] = code
                 at += 1
-            elif ESCAPE_LETTERS[char] == c"u":
-                at = write_code_unit(at, char)
+            elif ESCAPE_LETTERS[code] == c"u":
+                at = write_code_unit(at, code)
             else:
                 at[0] = c"\\"
-                at[1] = ESCAPE_LETTERS[char]
+                at[1] = ESCAPE_LETTERS[code]
                 at += 2
-        elif char < 0x800:
-            at[0] = 0xC0 | char >> 6
-            at[1] = 0x80 | char & 0x3F
+        elif code < 0x800:
+            at[0] = 0xC0 | code >> 6
+            at[1] = 0x80 | code & 0x3F
             at += 2
-        elif 0xD800 <= char <= 0xDFFF:
-            at = write_code_unit(at, char)
-        elif char < 0x10000:
-            at[0] = 0xE0 | char >> 12
-            at[1] = 0x80 | char >> 6 & 0x3F
-            at[2] = 0x80 | char & 0x3F
+        elif 0xD800 <= code <= 0xDFFF:
+            at = write_code_unit(at, code)
+        elif code < 0x10000:
+            at[0] = 0xE0 | code >> 12
+            at[1] = 0x80 | code >> 6 & 0x3F
+            at[2] = 0x80 | code & 0x3F
             at += 3
         else:
-            at[0] = 0xF0 | char >> 18
-            at[1] = 0x80 | char >> 12 & 0x3F
-            at[2] = 0x80 | char >> 6 & 0x3F
-            at[3] = 0x80 | char & 0x3F
+            at[0] = 0xF0 | code >> 18
+            at[1] = 0x80 | code >> 12 & 0x3F
+            at[2] = 0x80 | code >> 6 & 0x3F
+            at[3] = 0x80 | code & 0x3F
             at += 4
     assert at == out + size
     return 0

@@ -15,6 +15,7 @@ cdef class BlockPool:
     cdef int32_t take(self) except -1
     cdef int drop(self, int32_t block_id) except -1
     cdef int32_t check_live(self, Py_ssize_t block_id) except -1
+    cdef int32_t* count_owned(self, owned) except NULL
     cdef int verify(self, const int32_t* owned) except -1
 
 
