@@ -1,6 +1,6 @@
 """The configuration: its shape, its defaults and its limits.
 
-It does not know where values come from; cli.py merges defaults < YAML < MLXD_* environment < flags.
+It does not know where values come from; cli/settings.py merges defaults < YAML < MLXD_* environment < flags.
 Every struct forbids unknown fields. Units are in the names; 0 means "no limit" only where it is said.
 """
 
@@ -22,11 +22,11 @@ class _Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """A section of the YAML file."""
 
 
-class ModelConfig(_Section):
+class ModelConfig(_Section, frozen=True):
     """Which model, under which names."""
 
     path: str | None = None
-    """a Hugging Face id, a local folder, or a .gguf file of a llama-family model"""
+    """a Hugging Face id, a local folder, a .gguf file of a llama-family model, or demo:smollm2"""
     revision: str | None = None
     served_names: tuple[str, ...] = ()
     """names beside the id and `default`; the first one is what responses carry"""
@@ -39,7 +39,7 @@ class ModelConfig(_Section):
     trust_remote_code: bool = False
 
 
-class ServerConfig(_Section):
+class ServerConfig(_Section, frozen=True):
     """Sockets and HTTP limits."""
 
     host: str = "0.0.0.0"
@@ -69,7 +69,7 @@ class ServerConfig(_Section):
     access_log: bool = True
 
 
-class ApiKeyConfig(_Section):
+class ApiKeyConfig(_Section, frozen=True):
     """One API key. Exactly one of key, key_file and key_env is set."""
 
     name: str = "default"
@@ -78,7 +78,7 @@ class ApiKeyConfig(_Section):
     key_env: str | None = None
 
 
-class LimitsConfig(_Section):
+class LimitsConfig(_Section, frozen=True):
     """Who may ask, and how much."""
 
     api_keys: tuple[ApiKeyConfig, ...] = ()
@@ -90,7 +90,7 @@ class LimitsConfig(_Section):
     max_prompts: PositiveInt = 1024
 
 
-class DefaultsConfig(_Section):
+class DefaultsConfig(_Section, frozen=True):
     """What a request gets where it says nothing. None: the model's generation_config, else 1.0."""
 
     max_tokens: PositiveInt = 32768
@@ -100,7 +100,7 @@ class DefaultsConfig(_Section):
     """tokens a stream chunk"""
 
 
-class SchedulerConfig(_Section):
+class SchedulerConfig(_Section, frozen=True):
     """How steps are filled."""
 
     continuous_batching: bool = True
@@ -115,7 +115,7 @@ class SchedulerConfig(_Section):
     """prompt tokens of waiting requests above which new ones are refused"""
 
 
-class CacheConfig(_Section):
+class CacheConfig(_Section, frozen=True):
     """The KV cache."""
 
     paged: bool = True
@@ -128,7 +128,7 @@ class CacheConfig(_Section):
     """exact pool size, for tests and benches; wins over both"""
 
 
-class WorkerConfig(_Section):
+class WorkerConfig(_Section, frozen=True):
     """The process that owns MLX."""
 
     backend: Literal["mlx", "playback"] = "mlx"
@@ -146,12 +146,35 @@ class WorkerConfig(_Section):
     warmup: bool = True
 
 
-class LogConfig(_Section):
+class ChatConfig(_Section, frozen=True):
+    """How a model's text becomes messages. None: what the model's own template and type suggest."""
+
+    enable_auto_tool_choice: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
+
+
+class EmbeddingsConfig(_Section, frozen=True):
+    """The model behind /v1/embeddings."""
+
+    model: str | None = None
+
+
+class McpConfig(_Section, frozen=True):
+    """Tools from MCP servers."""
+
+    config: str | None = None
+    """a file with `mcpServers`"""
+
+
+class LogConfig(_Section, frozen=True):
+    """What is logged, and how."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["text", "json"] = "text"
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole of server.yaml."""
 
     model: ModelConfig = ModelConfig()
@@ -160,5 +183,8 @@ class Config(_Section):
     defaults: DefaultsConfig = DefaultsConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     cache: CacheConfig = CacheConfig()
+    chat: ChatConfig = ChatConfig()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    mcp: McpConfig = McpConfig()
     worker: WorkerConfig = WorkerConfig()
     log: LogConfig = LogConfig()

@@ -1,0 +1,50 @@
+"""`mlxd check`: prints the resolved configuration and the memory plan, and starts nothing.
+
+It does not know how the plan is made: a worker process that loads no weights says it as JSON.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import yaml
+
+from mlxd.cli.serve import is_exposed, memory_line
+from mlxd.cli.settings import masked, resolve_secrets
+from mlxd.cli.worker_tool import ToolError, run_tool
+from mlxd.config import Config
+from mlxd.step import MemoryPlan
+
+PLAN_MODULE = "mlxd.worker.plan"
+
+
+def run_check(config: Config) -> int:
+    """Prints to standard output. Returns 0, or 1 when the plan does not fit. Raises ConfigError."""
+    resolve_secrets(config, os.environ)
+    print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
+    if is_exposed(config):
+        print(f"# {config.server.host} is open to the network and no API key is set")
+    text, fits = plan_text(config)
+    print(f"# {text}")
+    return 0 if fits else 1
+
+
+def plan_text(config: Config) -> tuple[str, bool]:
+    """The memory plan in words, and whether it fits. What cannot be planned yet is said, and fits."""
+    if config.model.path is None:
+        return "memory plan: no model is given", True
+    if config.worker.backend == "playback":
+        return "memory plan: the playback worker holds no model", True
+    try:
+        facts = run_tool(PLAN_MODULE, msgspec.json.encode(without_keys(config)))
+    except ToolError as error:
+        return f"memory plan: not known: {error}", True
+    if "error" in facts:
+        return f"memory plan: {facts['error']}", not facts.get("fatal", False)
+    return memory_line(msgspec.convert(facts["memory"], MemoryPlan)), True
+
+
+def without_keys(config: Config) -> Config:
+    """`config` for another process, which has no use for API keys."""
+    return msgspec.structs.replace(config, limits=msgspec.structs.replace(config.limits, api_keys=()))

@@ -1,0 +1,169 @@
+"""`mlxd serve` and `mlxd demo`: wires engine, app and server together, and tells the operator how it goes.
+
+It does not know HTTP, requests or models; it only introduces the parts to one another.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import TextIO
+
+from mlxd import log
+from mlxd.cli.progress import ProgressView, progress_view
+from mlxd.cli.settings import resolve_secrets
+from mlxd.config import Config
+from mlxd.step import MemoryPlan, WorkerReady
+
+logger = logging.getLogger(__name__)
+
+EXAMPLE_QUESTION = "What is the capital of France? Answer in one sentence."
+
+
+def run_serve(config: Config, *, show_example: bool) -> int:
+    """Serves until a signal. Returns the exit code. `show_example`: print a curl line when ready.
+
+    Raises ConfigError for API keys that cannot be read.
+    """
+    config = resolve_secrets(config, os.environ)
+    secrets = [entry.key for entry in config.limits.api_keys if entry.key]
+    log.setup(config.log.level, config.log.format, secrets=secrets)
+    if is_exposed(config):
+        logger.warning(
+            "%s is open to the network and no API key is set: anyone who reaches port %d can use the model "
+            "(--api-key, or --host 127.0.0.1)",
+            config.server.host,
+            config.server.port,
+        )
+
+    from mlxd.api.app import create_app
+    from mlxd.engine.engine import Engine
+    from mlxd.server import serve
+
+    view = progress_view(sys.stderr, time.monotonic)
+    announcer = Announcer(config, view, sys.stdout, show_example=show_example)
+    engine = Engine(config, on_progress=view.update, on_ready=announcer.ready, on_failed=announcer.failed)
+    app = create_app(config, engine)
+    try:
+        code = serve(
+            app,
+            config.server,
+            on_listening=announcer.listening,
+            on_shutdown_deadline=app.end_streams,
+            access_log=logging.getLogger(log.ACCESS_LOGGER) if config.server.access_log else None,
+        )
+    except OSError as error:
+        where = config.server.unix_socket or f"{config.server.host}:{config.server.port}"
+        logger.error("cannot listen on %s: %s", where, error.strerror or error)
+        return 1
+    finally:
+        view.close()
+    return 1 if announcer.has_failed else code
+
+
+class Announcer:
+    """Says where the server listens; when the model is loaded, what it holds; when it cannot be, why."""
+
+    def __init__(
+        self,
+        config: Config,
+        view: ProgressView,
+        out: TextIO,
+        *,
+        show_example: bool,
+        stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM),
+    ) -> None:
+        self.has_failed = False
+        self._config = config
+        self._view = view
+        self._out = out
+        self._show_example = show_example
+        self._stop = stop
+        self._url = ""
+        self._info: WorkerReady | None = None
+
+    def listening(self, url: str) -> None:
+        """The server is bound to `url`, which has the real port."""
+        logger.info("listening on %s", url)
+        self._url = url
+        self._print_when_complete()
+
+    def ready(self, info: WorkerReady) -> None:
+        """The worker takes requests: for the first time, or again after a restart."""
+        if self._info is not None:
+            logger.info("the worker is ready again", extra={"worker_pid": info.pid})
+            return
+        self._info = info
+        self._view.close()
+        for warning in info.warnings:
+            logger.warning("%s", warning)
+        self._print_when_complete()
+
+    def failed(self, reason: str) -> None:
+        """There will be no worker: ends the server, as a signal would."""
+        self.has_failed = True
+        self._view.close()
+        logger.error("%s", reason)
+        self._stop()
+
+    def _print_when_complete(self) -> None:
+        info = self._info
+        if info is None or not self._url:
+            return
+        lines = [
+            f"mlxd is ready: {model_name(self._config)} at {self._url}",
+            f"  {info.device}, {info.dtype}, {info.attention} attention, context {info.max_model_len:,} tokens",
+        ]
+        if info.memory.kv_pool_bytes:
+            lines.append("  " + memory_line(info.memory))
+        if self._show_example:
+            lines += ["Try it:", "  " + curl_line(self._config, self._url)]
+        print(*lines, sep="\n", file=self._out, flush=True)
+
+
+def is_exposed(config: Config) -> bool:
+    """Whether others than this machine can connect, without a key."""
+    if config.limits.api_keys or config.server.unix_socket is not None:
+        return False
+    try:
+        return not ipaddress.ip_address(config.server.host).is_loopback
+    except ValueError:
+        return config.server.host != "localhost"
+
+
+def model_name(config: Config) -> str:
+    """The name that responses carry."""
+    names = config.model.served_names
+    return names[0] if names else config.model.path or config.worker.backend
+
+
+def memory_line(plan: MemoryPlan) -> str:
+    """`memory: 0.54 GB weights + 1.00 GB KV pool (43,690 tokens) + … = 1.80 of 8.00 GB`."""
+    pool_tokens = plan.kv_pool_bytes // plan.kv_bytes_per_token if plan.kv_bytes_per_token else 0
+    used = plan.weights_bytes + plan.kv_pool_bytes + plan.activation_bytes
+    return (
+        f"memory: {plan.weights_bytes / 1e9:.2f} GB weights + {plan.kv_pool_bytes / 1e9:.2f} GB KV pool "
+        f"({pool_tokens:,} tokens) + {plan.activation_bytes / 1e9:.2f} GB activations "
+        f"= {used / 1e9:.2f} of {plan.device_bytes / 1e9:.2f} GB"
+    )
+
+
+def curl_line(config: Config, url: str) -> str:
+    """A command, ready to paste, that asks the model a question."""
+    body = {
+        "model": "default",
+        "messages": [{"role": "user", "content": EXAMPLE_QUESTION}],
+        "temperature": 0,
+    }
+    socket = config.server.unix_socket
+    where = f"--unix-socket {socket} http://localhost" if socket else url.replace("0.0.0.0", "127.0.0.1")
+    key = ' -H "authorization: Bearer $MLXD_API_KEY"' if config.limits.api_keys else ""
+    return (
+        f"curl {where}/v1/chat/completions -H 'content-type: application/json'{key} -d '{json.dumps(body)}'"
+    )
