@@ -11,7 +11,7 @@ MIN_CHUNK_TOKENS = 16
 UNKNOWN_CHUNK_TOKENS = 64
 """The first chunk beside running streams, before anything was measured."""
 IDLE_STEP_FACTOR = 5
-"""With no stream to keep waiting, a step may take this many times the target: only newcomers and aborts wait."""
+"""With no stream to keep waiting, a step may take this many times the target: only newcomers wait."""
 
 
 class StepCostModel:

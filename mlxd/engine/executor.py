@@ -131,7 +131,7 @@ class ProcessExecutor:
 
 
 class MessageReader(asyncio.Protocol):
-    """Cuts the byte stream into messages. A malformed one ends the worker: nothing after it can be trusted."""
+    """Cuts the byte stream into messages. A malformed one ends the worker: what follows cannot be trusted."""
 
     def __init__(self, on_message: Callable[[FromWorker], None], on_garbage: Callable[[], None]) -> None:
         self._on_message = on_message

@@ -1,0 +1,202 @@
+"""A worker in the test's own process that computes a checksum instead of a model.
+
+Its KV cache is a dictionary from cache slot to token, read through the block tables of each plan, so any
+mistake of blocks, slots or positions changes the tokens it "samples". It checks the protocol of
+mlxd/step.py on the way: a result is given only after one more message came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mlxd.config import Config
+from mlxd.step import (
+    Flush,
+    FromWorker,
+    MemoryPlan,
+    ModelFiles,
+    Shutdown,
+    SlotInit,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    ToWorker,
+    WorkerInit,
+    WorkerReady,
+)
+
+VOCAB_SIZE = 64
+EOS = 1
+
+
+def next_token(tokens: Sequence[int], seed: int) -> int:
+    """The token that follows `tokens`; EOS now and then."""
+    data = array("i", [seed, *tokens]).tobytes()
+    value = zlib.crc32(data)
+    return EOS if value % 23 == 0 else 2 + value % (VOCAB_SIZE - 2)
+
+
+def generate(prompt: Sequence[int], max_tokens: int, seed: int = 0) -> list[int]:
+    """What a lone request must produce, EOS included."""
+    tokens = list(prompt)
+    while len(tokens) - len(prompt) < max_tokens:
+        tokens.append(next_token(tokens, seed))
+        if tokens[-1] == EOS:
+            break
+    return tokens[len(prompt) :]
+
+
+def ints(data: bytes) -> list[int]:
+    values = array("i")
+    values.frombytes(data)
+    return values.tolist()
+
+
+class FakeWorker:
+    """Implements mlxd.engine.executor.Executor."""
+
+    def __init__(
+        self,
+        config: Config,
+        on_message: Callable[[FromWorker], None],
+        on_exit: Callable[[int], None],
+        *,
+        num_blocks: int = 64,
+        block_size: int = 4,
+        max_model_len: int = 128,
+        folder: str = "",
+    ) -> None:
+        self.on_message = on_message
+        self.on_exit = on_exit
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.max_model_len = min(max_model_len, (num_blocks - 1) * block_size)
+        self.folder = folder
+        self.plans: list[StepPlan] = []
+        self.alive = True
+        self.hold = False
+        """keep results back until release_held()"""
+        self.fail_rows: set[str] = set()
+        self._kv: dict[int, int] = {}
+        self._slots: dict[int, SlotInit] = {}
+        self._last_token: dict[int, int] = {}
+        self._launched: deque[StepResult] = deque()
+        self._held: deque[StepResult] = deque()
+        self.pid = 1
+
+    async def start(self) -> None:
+        self.send(WorkerInit(config={}))
+
+    def send(self, message: ToWorker) -> None:
+        match message:
+            case WorkerInit():
+                self._later(ModelFiles(self.folder))
+                self._later(
+                    WorkerReady(
+                        pid=1,
+                        model_type="fake",
+                        vocab_size=VOCAB_SIZE,
+                        max_model_len=self.max_model_len,
+                        num_blocks=self.num_blocks,
+                        block_size=self.block_size,
+                        memory=MemoryPlan(1, 1, 1, 1, 1),
+                        device="cpu",
+                        attention="none",
+                        dtype="none",
+                    )
+                )
+            case StepPlan():
+                self.plans.append(message)
+                self._launched.append(self._run(message))
+                if len(self._launched) == 2:
+                    self._give(self._launched.popleft())
+                assert len(self._launched) == 1, "more than one step in flight"
+            case Flush():
+                assert len(self._launched) == 1, "flush without a step in flight"
+                self._give(self._launched.popleft())
+            case Shutdown():
+                self.alive = False
+
+    def kill(self) -> None:
+        self.die()
+
+    async def stop(self) -> None:
+        self.alive = False
+
+    def die(self) -> None:
+        """The process is gone."""
+        if self.alive:
+            self.alive = False
+            asyncio.get_running_loop().call_soon(self.on_exit, -9)
+
+    def release_held(self) -> None:
+        self.hold = False
+        while self._held:
+            self._later(self._held.popleft())
+
+    def _give(self, result: StepResult) -> None:
+        if self.hold:
+            self._held.append(result)
+        else:
+            self._later(result)
+
+    def _later(self, message: FromWorker) -> None:
+        asyncio.get_running_loop().call_soon(self._deliver, message)
+
+    def _deliver(self, message: FromWorker) -> None:
+        if self.alive:
+            self.on_message(message)
+
+    def _run(self, plan: StepPlan) -> StepResult:
+        for slot in plan.release:
+            del self._slots[slot]
+            self._last_token.pop(slot, None)
+        for init in plan.admit:
+            assert init.slot not in self._slots, "a slot was given away twice"
+            self._slots[init.slot] = init
+        slots, query_lens, context_lens = ints(plan.slots), ints(plan.query_lens), ints(plan.context_lens)
+        assert len(set(slots)) == len(slots), "two rows of one request in a step"
+        mapping, tables = ints(plan.slot_mapping), ints(plan.block_tables)
+        chunk_tokens = deque(ints(plan.token_ids))
+        written = 0
+        writers: dict[int, int] = {}
+        for row, slot in enumerate(slots):
+            for n in range(query_lens[row]):
+                position = context_lens[row] - query_lens[row] + n
+                token = self._last_token[slot] if row < plan.num_decode_rows else chunk_tokens.popleft()
+                table = tables[row * plan.block_table_width : (row + 1) * plan.block_table_width]
+                where = table[position // self.block_size] * self.block_size + position % self.block_size
+                assert where == mapping[written], "slot mapping disagrees with the block table"
+                assert where >= self.block_size, "a token was written to the null block"
+                assert writers.setdefault(where, slot) == slot, "two rows write one place"
+                self._kv[where] = token
+                written += 1
+        assert written == len(mapping) and not chunk_tokens
+        sampled, logprobs, errors = array("i"), [], []
+        for row, slot in enumerate(slots):
+            if not plan.sample[row]:
+                continue
+            init = self._slots[slot]
+            table = tables[row * plan.block_table_width : (row + 1) * plan.block_table_width]
+            context = [
+                self._kv[table[p // self.block_size] * self.block_size + p % self.block_size]
+                for p in range(context_lens[row])
+            ]
+            token = next_token(context, init.sampling.seed)
+            if init.request_id in self.fail_rows:
+                errors.append((len(sampled), "told to fail"))
+                token = -1
+            self._last_token[slot] = token
+            sampled.append(token)
+            logprobs.append(TokenLogprobs(-0.5, 1) if init.sampling.logprobs >= 0 else None)
+        return StepResult(
+            step_id=plan.step_id,
+            token_ids=sampled.tobytes(),
+            logprobs=tuple(logprobs) if any(logprobs) else (),
+            row_errors=tuple(errors),
+            step_seconds=0.001,
+        )

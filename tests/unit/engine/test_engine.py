@@ -1,0 +1,374 @@
+"""The engine against a checksum worker: right tokens whatever the batch, the pool and the order of events."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlxd.config import SchedulerConfig
+from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
+from mlxd.engine.stream import BACKLOG_TOKENS, OutputStream
+from mlxd.errors import (
+    ContextLengthExceeded,
+    GenerationTimeout,
+    InvalidRequestError,
+    NotReadyError,
+    OverloadedError,
+    WorkerError,
+)
+from mlxd.step import SamplingParams, WorkerFailure
+from tests.unit.engine.fake_worker import EOS, generate
+
+Harness = Callable[..., Any]
+
+
+def ask(name: str, prompt: list[int], max_tokens: int = 20, **fields: Any) -> GenerationRequest:
+    return GenerationRequest(request_id=name, prompt_token_ids=prompt, max_tokens=max_tokens, **fields)
+
+
+async def collect(stream: OutputStream) -> dict[int, RequestOutput]:
+    """Everything of each request merged into one output; checks that each ends exactly once."""
+    merged: dict[int, RequestOutput] = {}
+    async for outputs in stream:
+        for output in outputs:
+            if output.index not in merged:
+                merged[output.index] = output
+            else:
+                assert merged[output.index].finish_reason is None, "an output after the last one"
+                merged[output.index].absorb(output)
+    assert all(output.finish_reason for output in merged.values())
+    return merged
+
+
+def prompt_of(rng: random.Random, length: int) -> list[int]:
+    return [rng.randrange(2, 64) for _ in range(length)]
+
+
+def talkative(num_tokens: int) -> list[int]:
+    """A prompt that is followed by at least `num_tokens` tokens before EOS."""
+    return next([n, n] for n in range(2, 64) if EOS not in generate([n, n], num_tokens))
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def test_one_request(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = [5, 6, 7, 8, 9]
+            out = (await collect(h.engine.submit([ask("a", prompt, 30)])))[0]
+            expected = generate(prompt, 30)
+            assert out.token_ids == expected
+            ended = expected[-1] == EOS
+            assert out.finish_reason is (FinishReason.STOP if ended else FinishReason.LENGTH)
+            shown = expected[:-1] if ended else expected
+            assert out.text.split() == [f"t{n}" for n in shown]
+            assert out.num_output_tokens == len(expected)
+
+    run(main())
+
+
+@pytest.mark.parametrize("num_blocks", [12, 20, 200])
+@pytest.mark.parametrize("max_num_batched_tokens", [3, 17, 2048])
+def test_batched_equals_solo_in_any_pool_and_any_chunks(
+    harness: Harness, num_blocks: int, max_num_batched_tokens: int
+) -> None:
+    """Also under preemption: 12 blocks of 4 are far too few for six requests of up to 40 tokens."""
+
+    async def main() -> None:
+        rng = random.Random(num_blocks + max_num_batched_tokens)
+        config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=max_num_batched_tokens)
+        async with harness(config, num_blocks=num_blocks) as h:
+            prompts = [prompt_of(rng, rng.randrange(1, 25)) for _ in range(24)]
+            streams = []
+            for i, prompt in enumerate(prompts):
+                streams.append(h.engine.submit([ask(f"r{i}", prompt, 18, seed=i)]))
+                for _ in range(rng.randrange(4)):
+                    await asyncio.sleep(0)
+            for i, stream in enumerate(streams):
+                out = (await collect(stream))[0]
+                assert out.token_ids == generate(prompts[i], 18, seed=i), f"request {i}"
+            if num_blocks == 12:
+                assert h.engine.scheduler.num_preemptions > 0
+            assert h.engine.requests() == []
+
+    run(main())
+
+
+def test_choices_share_a_stream(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            asked = [ask(f"c-{i}", [7, 8, 9], 12, index=i, seed=i) for i in range(4)]
+            outs = await collect(h.engine.submit(asked))
+            assert {i: o.token_ids for i, o in outs.items()} == {
+                i: generate([7, 8, 9], 12, seed=i) for i in range(4)
+            }
+
+    run(main())
+
+
+def test_one_step_is_always_in_flight(harness: Harness) -> None:
+    """While one request decodes, plan N+1 is out before result N is in; the fake asserts the protocol."""
+
+    async def main() -> None:
+        async with harness() as h:
+            prompt = [3, 4]
+            tokens = generate(prompt, 40)
+            await collect(h.engine.submit([ask("a", prompt, 40)]))
+            # One plan a token, and one more whose row was wasted where EOS came by surprise.
+            wasted = 1 if tokens[-1] == EOS and len(tokens) < 40 else 0
+            assert len(h.worker.plans) == len(tokens) + wasted
+
+    run(main())
+
+
+def test_length_limit_wastes_no_row(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            out = (await collect(h.engine.submit([ask("a", [3, 4], 5, ignore_eos=True)])))[0]
+            assert (out.finish_reason, len(out.token_ids)) == (FinishReason.LENGTH, 5)
+            assert len(h.worker.plans) == 5
+
+    run(main())
+
+
+def test_stop_string_over_token_borders(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = talkative(12)
+            tokens = generate(prompt, 12)
+            text = " ".join(f"t{n}" for n in tokens)
+            start = text.index(" ", 8)
+            stop = text[start : start + 4]
+            out = (await collect(h.engine.submit([ask("a", prompt, 12, stop=(stop,))])))[0]
+            assert out.text.strip() == text[: text.index(stop)]
+            assert (out.finish_reason, out.stop_reason) == (FinishReason.STOP, stop)
+
+    run(main())
+
+
+def test_stop_token_gives_no_text(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = talkative(12)
+            tokens = generate(prompt, 12)
+            out = (await collect(h.engine.submit([ask("a", prompt, 12, stop_token_ids=(tokens[3],))])))[0]
+            first = tokens.index(tokens[3])
+            assert out.token_ids == tokens[: first + 1]
+            assert out.stop_reason == tokens[3]
+            assert out.text.split() == [f"t{n}" for n in tokens[:first]]
+
+    run(main())
+
+
+def test_stream_interval_gathers_tokens(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("a", [3, 4], 11, ignore_eos=True, stream_interval=4)])
+            sizes = [len(outputs[0].token_ids) async for outputs in stream]
+            assert sizes == [1, 4, 4, 2]
+
+    run(main())
+
+
+def test_cancel_frees_blocks_before_the_next_plan(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stays = h.engine.submit([ask("stays", [3, 4, 5], 40, ignore_eos=True)])
+            leaves = h.engine.submit([ask("leaves", [6] * 30, 40, ignore_eos=True)])
+            await anext(aiter(leaves))
+            kv = h.engine.scheduler.kv
+            used = kv.num_used_blocks
+            num_plans = len(h.worker.plans)
+            leaves.cancel()
+            assert kv.num_used_blocks < used - 6
+            leaves.cancel()
+            last = [outputs async for outputs in leaves][-1]
+            assert last[0].finish_reason is FinishReason.ABORT
+            out = (await collect(stays))[0]
+            assert len(out.token_ids) == 40
+            released = [slot for plan in h.worker.plans[num_plans:] for slot in plan.release]
+            assert len(released) >= 1
+
+    run(main())
+
+
+def test_abort_by_id_takes_all_choices_and_waiting_ones(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(SchedulerConfig(max_num_seqs=1)) as h:
+            stream = h.engine.submit([ask(f"x-{i}", [3] * 4, 90, index=i, ignore_eos=True) for i in range(3)])
+            other = h.engine.submit([ask("xy", [3] * 4, 3, ignore_eos=True)])
+            await anext(aiter(stream))
+            assert h.engine.abort("x")
+            assert not h.engine.abort("x")
+            assert {o.finish_reason for o in (await collect(stream)).values()} == {FinishReason.ABORT}
+            assert (await collect(other))[0].finish_reason is FinishReason.LENGTH
+
+    run(main())
+
+
+def test_timeout_ends_with_its_error(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            h.worker.hold = True
+            out = (await collect(h.engine.submit([ask("a", [3], 5, timeout_seconds=0.01)])))[0]
+            assert out.finish_reason is FinishReason.ABORT
+            assert isinstance(out.error, GenerationTimeout)
+            h.worker.release_held()
+
+    run(main())
+
+
+def test_refusals_come_before_anything_is_taken(harness: Harness) -> None:
+    async def main() -> None:
+        config = SchedulerConfig(max_num_seqs=1, max_queue=2, max_queue_tokens=50)
+        async with harness(config, max_model_len=40) as h:
+            with pytest.raises(ContextLengthExceeded, match="40 tokens, but the prompt has 40"):
+                h.engine.submit([ask("long", [3] * 40)])
+            with pytest.raises(InvalidRequestError, match="empty"):
+                h.engine.submit([ask("empty", [])])
+            with pytest.raises(InvalidRequestError, match="outside"):
+                h.engine.submit([ask("ids", [3, 64])])
+            with pytest.raises(OverloadedError, match="queue is full") as refusal:
+                h.engine.submit([ask(f"n-{i}", [3], index=i) for i in range(3)])
+            assert int(refusal.value.headers["retry-after"]) >= 1
+            with pytest.raises(OverloadedError):
+                h.engine.submit([ask(f"t-{i}", [3] * 30, index=i) for i in range(2)])
+            assert h.engine.requests() == []
+
+    run(main())
+
+
+def test_max_tokens_is_cut_to_the_context(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(max_model_len=40) as h:
+            out = (await collect(h.engine.submit([ask("a", [3] * 30, 1000, ignore_eos=True)])))[0]
+            assert (out.finish_reason, len(out.token_ids)) == (FinishReason.LENGTH, 10)
+
+    run(main())
+
+
+def test_row_fault_stays_with_its_request(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            h.worker.fail_rows.add("bad")
+            bad = h.engine.submit([ask("bad", [3, 4], 9)])
+            good = h.engine.submit([ask("good", [5, 6], 9)])
+            out = (await collect(bad))[0]
+            assert out.finish_reason is FinishReason.ERROR and "told to fail" in str(out.error)
+            assert (await collect(good))[0].token_ids == generate([5, 6], 9)
+
+    run(main())
+
+
+def test_dead_worker_ends_running_requests_and_serves_the_waiting_ones_anew(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(SchedulerConfig(max_num_seqs=1)) as h:
+            running = h.engine.submit([ask("running", [3, 4], 90, ignore_eos=True)])
+            waiting = h.engine.submit([ask("waiting", [5, 6], 9)])
+            await anext(aiter(running))
+            h.worker.die()
+            out = (await collect(running))[0]
+            assert out.finish_reason is FinishReason.ERROR and isinstance(out.error, WorkerError)
+            with pytest.raises(NotReadyError, match="restarting"):
+                h.engine.submit([ask("early", [3])])
+            assert not h.engine.health()[0]
+            assert (await collect(waiting))[0].token_ids == generate([5, 6], 9)
+            assert len(h.workers) == 2
+            assert h.engine.health() == (True, "ok")
+
+    run(main())
+
+
+def test_fatal_failure_is_final(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            h.worker.on_message(WorkerFailure("no such model", fatal=True))
+            h.worker.die()
+            await h.until(lambda: bool(h.failures))
+            assert h.failures == ["no such model"]
+            with pytest.raises(NotReadyError):
+                h.engine.submit([ask("a", [3])])
+            assert len(h.workers) == 1
+
+    run(main())
+
+
+def test_slow_reader_is_paused_alone(harness: Harness) -> None:
+    async def main() -> None:
+        length = BACKLOG_TOKENS + 500
+        async with harness(num_blocks=2000, max_model_len=7000) as h:
+            slow = h.engine.submit([ask("slow", [3, 4], length, ignore_eos=True)])
+            fast = h.engine.submit([ask("fast", [5, 6], length, ignore_eos=True)])
+            assert len((await collect(fast))[0].token_ids) == length
+            await asyncio.sleep(0)
+            # Two rows were in flight when it was paused.
+            assert BACKLOG_TOKENS < slow.num_unread_tokens <= BACKLOG_TOKENS + 3
+            assert len((await collect(slow))[0].token_ids) == length
+
+    run(main())
+
+
+def test_stop_gives_running_requests_a_last_output(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("a", [3, 4], 50, ignore_eos=True)])
+            await anext(aiter(stream))
+            h.worker.hold = True
+            await h.engine.stop(0)
+            out = (await collect(stream))[0]
+            assert out.finish_reason is FinishReason.ABORT and isinstance(out.error, NotReadyError)
+            with pytest.raises(NotReadyError, match="shutting down"):
+                h.engine.submit([ask("b", [3])])
+
+    run(main())
+
+
+def test_logprobs_follow_their_tokens(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            asked = ask(
+                "a", [3, 4], 6, ignore_eos=True, sampling=SamplingParams(logprobs=0), stream_interval=3
+            )
+            out = (await collect(h.engine.submit([asked])))[0]
+            assert out.logprobs is not None and len(out.logprobs) == len(out.token_ids) == 6
+
+    run(main())
+
+
+def test_priorities_go_first(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(SchedulerConfig(max_num_seqs=1)) as h:
+            order: list[str] = []
+
+            async def wait(name: str, priority: int) -> None:
+                await collect(h.engine.submit([ask(name, [3], 4, priority=priority, ignore_eos=True)]))
+                order.append(name)
+
+            await asyncio.gather(wait("low", 5), wait("mid", 3), wait("high", -1))
+            assert order == ["high", "mid", "low"]
+
+    run(main())
+
+
+def test_status_has_the_guides_names(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("a", [3, 4, 5], 50, ignore_eos=True)])
+            await anext(aiter(stream))
+            h.time += 2.0
+            status = h.engine.status()
+            for name in ("status", "model", "uptime_s", "steps_executed", "num_running", "num_waiting"):
+                assert name in status
+            assert status["status"] == "running" and status["num_running"] == 1
+            row = status["requests"][0]
+            assert row["phase"] == "generation" and row["prompt_tokens"] == 3
+            assert row["elapsed_s"] == 2.0
+            await collect(stream)
+
+    run(main())
