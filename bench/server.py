@@ -68,7 +68,7 @@ class ServerProcess:
         self.stop()
 
     def start(self) -> None:
-        """Start and wait until it is ready. Raises RuntimeError, with its output, if it does not get there."""
+        """Start and wait until it is ready. Raises RuntimeError, with its output, if it never is."""
         file = Path(self._folder.name) / "server.yaml"
         file.write_text(yaml.safe_dump(self._config))
         inside = ["--probe", str(self._probe)] if self._probe else []

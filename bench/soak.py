@@ -10,6 +10,7 @@ first slice (20 %) to the end of the last.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -82,13 +83,11 @@ class Soak:
 
 
 def remains(server: ServerProcess, num_sockets: int | None = None) -> Remains:
-    """Wait until nothing runs and closed connections are gone (`num_sockets`: how many may stay), then look."""
+    """What is left once nothing runs and no more than `num_sockets` are open, or will not close."""
     status = server.wait_idle()
     if num_sockets is not None:
-        try:
+        with contextlib.suppress(RuntimeError):
             server.wait_until(lambda: server.num_sockets() <= num_sockets, 5.0, "sockets to close")
-        except RuntimeError:
-            pass
     return Remains(
         used_blocks=status["cache"]["used_blocks"],
         sockets=server.num_sockets(),
@@ -98,7 +97,7 @@ def remains(server: ServerProcess, num_sockets: int | None = None) -> Remains:
 
 
 def run_slice(
-    args: argparse.Namespace, server: ServerProcess, folder: Path, requests: int, seed: int
+    args: argparse.Namespace, server: ServerProcess, folder: Path, *, requests: int, seed: int
 ) -> dict[str, Any]:
     """One client process; its result."""
     out = folder / "result.json"
@@ -135,11 +134,11 @@ def soak(args: argparse.Namespace) -> Soak:
         ServerProcess(config, probe=True, ready_seconds=600) as server,
     ):
         folder = Path(name)
-        run_slice(args, server, folder, max(20, args.concurrency), seed=1000)
+        run_slice(args, server, folder, requests=max(20, args.concurrency), seed=1000)
         before = remains(server)
         results, after = [], []
         for number in range(SLICES):
-            results.append(run_slice(args, server, folder, args.requests // SLICES, seed=number))
+            results.append(run_slice(args, server, folder, requests=args.requests // SLICES, seed=number))
             after.append(remains(server, before.sockets))
         status = server.status()
     errors: dict[str, int] = {}
