@@ -48,7 +48,7 @@ class ModelFiles:
 
     `config`, `generation_config` and `tokenizer_config` are the files' contents ({} where there is none).
     `special_tokens` maps names (`bos_token`, `eos_token`, `image_token`, …) to their text: chat
-    templates see them as variables. `chat_templates` maps names to Jinja source; one template alone is `default`.
+    templates see them as variables. `chat_templates` maps names to Jinja source; the usual one is `default`.
     `max_model_len` is in tokens, None where the configuration does not say. The `default_*` are the model's
     own sampling defaults, None where it has no opinion; `default_temperature` is also None where
     generation_config says do_sample false, because a temperature written beside that was never in use.
