@@ -1,0 +1,185 @@
+"""The memory plan: how many KV blocks fit beside the weights and what a step needs.
+
+It does not allocate, and does not know MLX: sizes come in, a plan or a ConfigError with the numbers goes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mlxd.config import Config
+from mlxd.errors import ConfigError
+from mlxd.step import MemoryPlan
+from mlxd.worker.platform import Device
+
+MIB = 1024 * 1024
+MIN_POOL_TOKENS = 256
+"""less than this is of no use to anybody: the configuration is refused"""
+LOGITS_COPIES = 4
+"""of float32 [rows, vocabulary] that live at once in sampling: raw, processed, probabilities, a sort"""
+HIDDEN_COPIES = 8
+"""of [tokens, hidden] that live at once in a layer: residual, normed, q, k, v, output and their reshapes"""
+MLP_COPIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The sizes that a step's memory follows from."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_layers: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, text_config: dict[str, Any]) -> ModelShape:
+        """From config.json's text part; families name these fields differently."""
+
+        def first(*keys: str, default: int) -> int:
+            values = (text_config.get(key) for key in keys)
+            return next((value for value in values if isinstance(value, int) and value > 0), default)
+
+        hidden_size = first("hidden_size", "n_embd", "d_model", "dim", default=4096)
+        return cls(
+            hidden_size=hidden_size,
+            intermediate_size=first(
+                "intermediate_size", "n_inner", "ffn_dim", "hidden_dim", default=4 * hidden_size
+            ),
+            num_heads=first("num_attention_heads", "n_head", "n_heads", default=max(1, hidden_size // 128)),
+            num_layers=first("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=32),
+            vocab_size=first("vocab_size", default=32000),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """The plan, and what follows from it for the engine."""
+
+    memory: MemoryPlan
+    num_blocks: int
+    """NULL_BLOCK included"""
+    max_model_len: int
+    warnings: tuple[str, ...]
+
+
+def activation_bytes(
+    shape: ModelShape, config: Config, device_kind: str, max_context: int, dtype_bytes: int
+) -> int:
+    """An upper estimate of what one step holds besides weights and pool.
+
+    MLX frees intermediate arrays as it goes, so about one layer's are alive, then the logits. On CPUs
+    attention writes its scores out (float32, before and after softmax); on GPUs it does not. `max_context`:
+    the longest sequence that can occur, in tokens.
+    """
+    scheduler = config.scheduler
+    tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_seqs * max_context)
+    layer = tokens * dtype_bytes * (HIDDEN_COPIES * shape.hidden_size + MLP_COPIES * shape.intermediate_size)
+    if device_kind == "cpu":
+        layer += 2 * 4 * shape.num_heads * min(tokens, max_context) * max_context
+    logits = scheduler.max_num_seqs * shape.vocab_size * 4 * LOGITS_COPIES
+    return max(layer, logits)
+
+
+def plan_pool(
+    config: Config,
+    device: Device,
+    shape: ModelShape,
+    *,
+    weights_bytes: int,
+    kv_bytes_per_token: int,
+    dtype_bytes: int,
+    model_context: int | None,
+    weights_loaded: bool = True,
+) -> PoolPlan:
+    """Sizes the pool. ConfigError (with numbers) when it, or the model, does not fit the device.
+
+    The pool is cache.num_blocks, else cache.memory_mb, else cache.memory_percent of the device's memory; cut
+    to what weights and activations leave, and to what all requests could ever use. `model_context` is the
+    model's own limit in tokens, None if it has none. `weights_loaded`: whether the weights are already part
+    of what the device has in use.
+    """
+    cache = config.cache
+    max_model_len = context_limit(config, model_context)
+    block_bytes = kv_bytes_per_token * cache.block_size
+    if cache.num_blocks is not None:
+        asked = cache.num_blocks * block_bytes
+    elif cache.memory_mb is not None:
+        asked = cache.memory_mb * MIB
+    else:
+        asked = int(cache.memory_percent * device.total_bytes)
+    max_context = min(max_model_len, asked // kv_bytes_per_token)
+    activations = activation_bytes(shape, config, device.kind, max_context, dtype_bytes)
+    room = device.memory_bytes - weights_bytes - activations
+    most = 1 + config.scheduler.max_num_seqs * -(-max_model_len // cache.block_size)
+    warnings = []
+    if cache.num_blocks is not None:
+        num_blocks = cache.num_blocks
+        if asked > room:
+            raise ConfigError(
+                f"cache.num_blocks {num_blocks} takes {mib(asked)}, but "
+                f"{breakdown(device, weights_bytes, activations)}"
+            )
+    else:
+        if asked > room and cache.memory_mb is not None:
+            warnings.append(
+                f"the KV cache gets {mib(max(0, room))} instead of cache.memory_mb {cache.memory_mb}: "
+                f"{breakdown(device, weights_bytes, activations)}"
+            )
+        num_blocks = min(most, min(asked, room) // block_bytes)
+        needed = min(MIN_POOL_TOKENS, max_model_len) + cache.block_size
+        if (num_blocks * cache.block_size) < needed:
+            raise ConfigError(
+                f"the KV cache would hold {max(0, num_blocks - 1) * cache.block_size} tokens, at least "
+                f"{needed - cache.block_size} are needed ({mib(block_bytes)} for {cache.block_size} tokens): "
+                f"asked for {mib(asked)}, and {breakdown(device, weights_bytes, activations)}"
+            )
+    pool_bytes = num_blocks * block_bytes
+    pool_tokens = (num_blocks - 1) * cache.block_size
+    if pool_tokens < max_model_len:
+        warnings.append(
+            f"requests are limited to {pool_tokens} tokens, not {max_model_len}: the KV cache holds no more"
+        )
+        max_model_len = pool_tokens
+    needed_now = pool_bytes + activations + (0 if weights_loaded else weights_bytes)
+    if needed_now > device.available_bytes:
+        warnings.append(
+            f"{mib(needed_now)} are still to be allocated, but only {mib(device.available_bytes)} are free now"
+        )
+    plan = MemoryPlan(
+        device_bytes=device.total_bytes,
+        weights_bytes=weights_bytes,
+        activation_bytes=activations,
+        kv_pool_bytes=pool_bytes,
+        kv_bytes_per_token=kv_bytes_per_token,
+    )
+    return PoolPlan(plan, num_blocks, max_model_len, tuple(warnings))
+
+
+def check_weights_fit(device: Device, weights_bytes: int) -> None:
+    """Before they are read: ConfigError if the weights alone are more than the device can give."""
+    if weights_bytes > device.memory_bytes:
+        raise ConfigError(
+            f"the model's weights take {mib(weights_bytes)}, but the {device.kind} device has "
+            f"{mib(device.memory_bytes)} of usable memory"
+        )
+
+
+def context_limit(config: Config, model_context: int | None) -> int:
+    """Tokens a request may hold: the model's limit, cut to model.max_model_len."""
+    limits = [limit for limit in (model_context, config.model.max_model_len) if limit is not None]
+    if not limits:
+        raise ConfigError("the model does not say how long its context is: set model.max_model_len")
+    return min(limits)
+
+
+def breakdown(device: Device, weights_bytes: int, activations: int) -> str:
+    return (
+        f"of the {mib(device.memory_bytes)} usable on the {device.kind} device the weights take "
+        f"{mib(weights_bytes)} and a step up to {mib(activations)}"
+    )
+
+
+def mib(size: int) -> str:
+    return f"{size / MIB:,.1f} MiB"

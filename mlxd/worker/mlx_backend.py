@@ -1,0 +1,110 @@
+"""The worker's life with a real model: find, load, plan memory, build the runner, check it, warm it up.
+
+It does not know the socket. Imports MLX, so platform.prepare() must have run.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform as host
+from pathlib import Path
+
+import mlx.core as mx
+
+import mlxd
+from mlxd.config import Config
+from mlxd.step import ModelFiles, Progress, StepPlan, WorkerReady
+from mlxd.worker import platform
+from mlxd.worker.backend import Send
+from mlxd.worker.loader import context_length, open_model, text_config
+from mlxd.worker.memory import ModelShape, check_weights_fit, plan_pool
+from mlxd.worker.model_source import resolve_model
+from mlxd.worker.runner import PendingStep, Runner, check_supported, kv_bytes_per_token
+from mlxd.worker.step_loop import MemoryUse
+
+logger = logging.getLogger(__name__)
+
+
+class MlxBackend:
+    """Implements backend.Backend. All of it runs on one thread, save `memory`."""
+
+    def __init__(self, config: Config, send: Send, blas: platform.Blas) -> None:
+        self._config = config
+        self._send = send
+        self._blas = blas
+        self._runner: Runner | None = None
+
+    def load(self) -> WorkerReady:
+        config = self._config
+        device = platform.detect_device()
+        platform.set_memory_limits(device)
+        folder = resolve_model(config.model, self._send, self._announce)
+        skeleton = open_model(folder, config.model, device.kind)
+        check_supported(skeleton.model)
+        check_weights_fit(device, skeleton.weights_bytes())
+        loaded = skeleton.load(self._send)
+        shape = ModelShape.of(text_config(loaded.config))
+        plan = plan_pool(
+            config,
+            platform.detect_device(),
+            shape,
+            weights_bytes=loaded.weights_bytes,
+            kv_bytes_per_token=kv_bytes_per_token(loaded.model, loaded.dtype),
+            dtype_bytes=loaded.dtype.size,
+            model_context=context_length(loaded.config),
+        )
+        self._send(Progress("warmup", 0, 0))
+        runner = Runner(
+            loaded.model,
+            num_blocks=plan.num_blocks,
+            block_size=config.cache.block_size,
+            max_num_seqs=config.scheduler.max_num_seqs,
+            dtype=loaded.dtype,
+            paged=config.cache.paged,
+        )
+        warnings = [*plan.warnings, *runner.self_check()]
+        if device.kind == "cpu" and self._blas.problem:
+            warnings.append(f"matrix products are slow here: {self._blas.problem}")
+        if config.worker.warmup:
+            runner.warmup()
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        for warning in warnings:
+            logger.warning("%s", warning)
+        self._runner = runner
+        return WorkerReady(
+            pid=os.getpid(),
+            model_type=loaded.model_type,
+            vocab_size=shape.vocab_size,
+            max_model_len=plan.max_model_len,
+            num_blocks=plan.num_blocks,
+            block_size=config.cache.block_size,
+            memory=plan.memory,
+            device=str(device),
+            attention=runner.attention_name,
+            dtype=str(loaded.dtype).removeprefix("mlx.core."),
+            versions=versions(),
+            warnings=tuple(warnings),
+        )
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        assert self._runner is not None
+        return self._runner.launch(plan)
+
+    def memory(self) -> MemoryUse:
+        return MemoryUse(mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory())
+
+    def _announce(self, folder: Path) -> None:
+        self._send(ModelFiles(str(folder.resolve())))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides about results."""
+    return {
+        "mlxd": mlxd.__version__,
+        "python": host.python_version(),
+        "mlx": importlib.metadata.version("mlx"),
+        "mlx-lm": importlib.metadata.version("mlx-lm"),
+    }
