@@ -306,8 +306,8 @@ cdef class BlockTables:
         ValueError if one is free or unknown, or the table has no room.
         """
         cdef int32_t* table = self.table(slot)
-        cdef Py_ssize_t length = self.lengths[slot]
         cdef list live = [self.pool.check_live(block_id) for block_id in block_ids]
+        cdef Py_ssize_t length = self.lengths[slot]
         cdef int32_t block_id
         if length + len(live) > self.max_blocks_per_seq:
             raise ValueError(

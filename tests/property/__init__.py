@@ -1,0 +1,1 @@
+"""Hypothesis tests: what must hold for every input. They know no example."""
