@@ -1,0 +1,43 @@
+"""Health, status and cancelling: what operators and load balancers ask.
+
+It does not know dialects.
+"""
+
+from __future__ import annotations
+
+from mlxd.api.http import HTTPRequest
+from mlxd.api.services import Services
+from mlxd.errors import NotFoundError, NotReadyError
+
+
+async def health(request: HTTPRequest, services: Services) -> None:
+    """200 while the worker lives; judged by the status code alone."""
+    healthy, reason = services.engine.health()
+    if healthy:
+        await request.respond_json(200, {"status": "healthy", "model": services.model.name})
+    else:
+        await request.respond_json(503, {"status": "unhealthy", "reason": reason})
+
+
+async def ready(request: HTTPRequest, services: Services) -> None:
+    """200 once requests are welcome."""
+    try:
+        services.engine.check_ready()
+    except NotReadyError as error:
+        headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        await request.respond_json(503, {"status": "not_ready", "reason": error.message}, headers)
+        return
+    await health(request, services)
+
+
+async def status(request: HTTPRequest, services: Services) -> None:
+    """The engine's figures, under the guide's names."""
+    await request.respond_json(200, services.engine.status())
+
+
+async def cancel(request: HTTPRequest, services: Services) -> None:
+    """End a running request, by the id in its answer's body or header, or by that of one of its choices."""
+    request_id = request.path_param
+    if not services.active.cancel(request_id, request.client_name) and not services.engine.abort(request_id):
+        raise NotFoundError(f"no request {request_id[:200]!r} is running")
+    await request.respond_json(200, {"id": request_id, "object": "request", "cancelled": True})

@@ -1,0 +1,155 @@
+"""The ASGI application: lifespan, routes, authentication, and the one place where errors become answers.
+
+It does not know sockets, and leaves what a path does to its handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+
+from mlxd.api import admin, tokenize
+from mlxd.api.auth import ApiKeys
+from mlxd.api.body import BodyDecoder
+from mlxd.api.cors import Cors
+from mlxd.api.errors import error_response
+from mlxd.api.generation import ActiveGenerations
+from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
+from mlxd.api.openai import models
+from mlxd.api.openai.chat import create_chat_completion
+from mlxd.api.openai.completions import create_completion
+from mlxd.api.router import Router
+from mlxd.api.served_model import ServedModel
+from mlxd.api.services import Handler, Services
+from mlxd.config import Config
+from mlxd.engine.engine import Engine
+from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError, NotReadyError
+
+logger = logging.getLogger("mlxd.api")
+
+PUBLIC_PATHS = frozenset({"/health", "/health/ready", "/metrics"})
+"""Never authenticated: load balancers and scrapers have no keys."""
+
+ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/chat/completions", create_chat_completion),
+    ("POST", "/v1/completions", create_completion),
+    ("GET", "/v1/models", models.list_models),
+    ("GET", "/v1/models/{id}", models.get_model),
+    ("POST", "/tokenize", tokenize.tokenize),
+    ("POST", "/detokenize", tokenize.detokenize),
+    ("GET", "/health", admin.health),
+    ("GET", "/health/ready", admin.ready),
+    ("GET", "/v1/status", admin.status),
+    ("POST", "/v1/requests/{id}/cancel", admin.cancel),
+    ("DELETE", "/v1/requests/{id}", admin.cancel),
+)
+
+
+class App:
+    """An ASGI 3 callable, for mlxd's own server and any other."""
+
+    def __init__(self, services: Services, keys: ApiKeys, cors: Cors) -> None:
+        self._services = services
+        self._keys = keys
+        self._cors = cors
+        self._router: Router[Handler] = Router()
+        for method, path, handler in ROUTES:
+            self._router.add(method, path, handler)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(HTTPRequest(scope, receive, send))
+        elif scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        else:
+            raise NotImplementedError(f"no {scope['type']} here")
+
+    def end_streams(self) -> None:
+        """The shutdown deadline has come: every running answer gets its last, proper frame."""
+        self._services.engine.abort_all(NotReadyError("the server is shutting down"))
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        try:
+            await self._services.engine.start()
+        except Exception as error:
+            logger.exception("cannot start")
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        # The server has waited for the running answers already.
+        await self._services.engine.stop(0.0)
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _http(self, request: HTTPRequest) -> None:
+        request.response_headers += self._cors.headers(request)
+        try:
+            await self._dispatch(request)
+        except HTTPStatusError as error:
+            await self._answer_error(request, error)
+        except Exception:
+            logger.exception("bug", extra={"request_id": request.request_id, "path": request.path})
+            if request.response_started:
+                raise
+            bug = InternalError(f"internal error; request id {request.request_id}")
+            await self._answer_error(request, bug)
+
+    async def _dispatch(self, request: HTTPRequest) -> None:
+        match = self._router.match(request.path)
+        request.path_param = match.param
+        if request.method == "OPTIONS":
+            await request.respond_empty(
+                [(b"allow", match.allow.encode()), *self._cors.preflight(request, match.allow)]
+            )
+            return
+        handler = match.handler(request.method)
+        if request.path not in PUBLIC_PATHS:
+            request.client_name = self._keys.authenticate(request)
+        await handler(request, self._services)
+
+    async def _answer_error(self, request: HTTPRequest, error: HTTPStatusError) -> None:
+        if request.client_gone:
+            logger.info(
+                "client left",
+                extra={
+                    "request_id": request.request_id,
+                    "path": request.path,
+                    "status": ClientClosedRequest.status,
+                },
+            )
+            return
+        status, body = error_response(error, request.path, request.request_id)
+        headers: Headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        try:
+            await request.respond_json(status, body, headers)
+        except ClientClosedRequest:
+            logger.info("client left", extra={"request_id": request.request_id, "path": request.path})
+
+
+def create_app(
+    config: Config,
+    engine: Engine,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    now: Callable[[], float] = time.time,
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+) -> App:
+    """The app over `engine`, which its lifespan starts and stops.
+
+    Raises:
+        ConfigError: an API key cannot be read.
+    """
+    services = Services(
+        config=config,
+        engine=engine,
+        model=ServedModel(config.model, engine, created=int(now())),
+        decoder=BodyDecoder(config.server.max_json_depth, logger),
+        active=ActiveGenerations(),
+        now=now,
+        new_id=new_id,
+    )
+    return App(services, ApiKeys.load(config.limits.api_keys, environ), Cors(config.server.cors_origins))

@@ -1,0 +1,51 @@
+"""Cross-origin requests: which web pages may call this server.
+
+It does not know routes. See https://fetch.spec.whatwg.org/#http-cors-protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxd.api.http import Headers, HTTPRequest
+
+PREFLIGHT_MAX_AGE_SECONDS = 600
+
+
+class Cors:
+    """Allows the given origins; `*` allows all. None given: no page of another origin may read an answer."""
+
+    __slots__ = ("_any", "_origins")
+
+    def __init__(self, origins: Sequence[str]) -> None:
+        self._any = "*" in origins
+        self._origins = frozenset(origin.encode() for origin in origins)
+
+    def headers(self, request: HTTPRequest) -> Headers:
+        """What every answer to the request's origin carries."""
+        if self._any:
+            return [
+                (b"access-control-allow-origin", b"*"),
+                (b"access-control-expose-headers", b"x-request-id"),
+            ]
+        if not self._origins:
+            return []
+        headers: Headers = [(b"vary", b"origin")]
+        origin = request.header(b"origin")
+        if origin in self._origins:
+            headers += [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", b"x-request-id"),
+            ]
+        return headers
+
+    def preflight(self, request: HTTPRequest, allow: str) -> Headers:
+        """What an OPTIONS answer carries beside: `allow` lists the path's methods."""
+        if not self._any and request.header(b"origin") not in self._origins:
+            return []
+        asked = request.header(b"access-control-request-headers")
+        return [
+            (b"access-control-allow-methods", allow.encode()),
+            (b"access-control-allow-headers", asked or b"*"),
+            (b"access-control-max-age", str(PREFLIGHT_MAX_AGE_SECONDS).encode()),
+        ]

@@ -1,0 +1,58 @@
+"""Errors as bodies: OpenAI's shape and Anthropic's.
+
+It does not know when errors happen; mlxd.errors says which status and code each one has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.errors import HTTPStatusError
+
+_ANTHROPIC_PREFIX = "/v1/messages"
+
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Whether clients of `path` expect Anthropic's errors."""
+    return path == _ANTHROPIC_PREFIX or path.startswith(_ANTHROPIC_PREFIX + "/")
+
+
+def openai_error(error: HTTPStatusError) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`"""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def anthropic_error(error: HTTPStatusError, request_id: str) -> dict[str, Any]:
+    """`{"type": "error", "error": {type, message}, "request_id"}`"""
+    default = "invalid_request_error" if error.status < 500 else "api_error"
+    return {
+        "type": "error",
+        "error": {"type": _ANTHROPIC_TYPES.get(error.status, default), "message": error.message},
+        "request_id": request_id,
+    }
+
+
+def error_response(error: HTTPStatusError, path: str, request_id: str) -> tuple[int, dict[str, Any]]:
+    """Status and body of `error` in the dialect that `path` speaks."""
+    if is_anthropic_path(path):
+        # Anthropic's own status for an overloaded server, which its SDK retries.
+        status = 529 if error.status == 503 else error.status
+        return status, anthropic_error(error, request_id)
+    return error.status, openai_error(error)

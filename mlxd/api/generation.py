@@ -1,0 +1,200 @@
+"""A running generation: its answer as an event stream, and whatever may end it early.
+
+It does not know prompts, texts or dialects.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Protocol
+
+from mlxd.api.http import HTTPRequest
+from mlxd.engine.request import FinishReason, RequestOutput
+from mlxd.engine.stream import OutputStream
+from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError
+
+logger = logging.getLogger("mlxd.api")
+
+
+class Generation:
+    """Watches over an output stream, and its client, while an answer is made of it.
+
+    An async context manager. What ends it early is kept in `cause`, and the stream cancelled, which then
+    ends by itself. On leaving, what still runs is aborted.
+    """
+
+    __slots__ = ("_active", "_request", "_watcher", "cause", "response_id", "stream")
+
+    def __init__(
+        self,
+        response_id: str,
+        stream: OutputStream,
+        request: HTTPRequest,
+        active: ActiveGenerations,
+    ) -> None:
+        self.response_id = response_id
+        self.stream = stream
+        self.cause: HTTPStatusError | None = None
+        self._request = request
+        self._active = active
+        self._watcher: asyncio.Task[None] | None = None
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """The ids under which it can be cancelled: what the response carries in its body and its headers."""
+        return self.response_id, self._request.request_id
+
+    @property
+    def client_name(self) -> str | None:
+        return self._request.client_name
+
+    def end(self, cause: HTTPStatusError) -> None:
+        """End it early. The first cause counts."""
+        if self.cause is None:
+            self.cause = cause
+            self.stream.cancel()
+
+    async def __aenter__(self) -> Generation:
+        self._watcher = asyncio.get_running_loop().create_task(self._watch_client())
+        self._active.add(self)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._active.remove(self)
+        if self._watcher is not None:
+            self._watcher.cancel()
+        self.stream.cancel()
+
+    async def _watch_client(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self._request.client_gone = True
+        self.end(ClientClosedRequest("the client left"))
+
+
+def cancelled() -> ClientClosedRequest:
+    """The error of a request that was cancelled by its id."""
+    return ClientClosedRequest("the request was cancelled", code="request_cancelled")
+
+
+class ActiveGenerations:
+    """All that run now, by response id and by request id (which two requests of a client may share)."""
+
+    __slots__ = ("_by_id",)
+
+    def __init__(self) -> None:
+        self._by_id: dict[str, list[Generation]] = {}
+
+    def add(self, generation: Generation) -> None:
+        for key in generation.ids:
+            self._by_id.setdefault(key, []).append(generation)
+
+    def remove(self, generation: Generation) -> None:
+        for key in generation.ids:
+            found = self._by_id[key]
+            found.remove(generation)
+            if not found:
+                del self._by_id[key]
+
+    def cancel(self, key: str, client_name: str | None) -> bool:
+        """End what runs under that id for that client; whether there was anything."""
+        mine = [g for g in self._by_id.get(key, ()) if g.client_name == client_name]
+        for generation in mine:
+            generation.end(cancelled())
+        return bool(mine)
+
+
+class Frames(Protocol):
+    """Turns outputs into the bytes of one event stream."""
+
+    def render(self, outputs: list[RequestOutput]) -> bytes:
+        """The frames of what is new, joined."""
+
+    def end(self) -> bytes:
+        """The last frames of a stream that went well."""
+
+    def failure(self, error: HTTPStatusError) -> bytes:
+        """The last frames of one that did not."""
+
+
+def output_error(output: RequestOutput) -> HTTPStatusError | None:
+    """Why the sequence failed; None while it runs or when it ended well.
+
+    What is not meant for clients becomes an InternalError, and is logged.
+    """
+    if output.finish_reason not in (FinishReason.ABORT, FinishReason.ERROR):
+        return None
+    error = output.error
+    if error is None:
+        return cancelled()
+    if isinstance(error, HTTPStatusError):
+        return error
+    logger.error("generation failed", exc_info=error)
+    return InternalError("generation failed")
+
+
+async def stream_answer(request: HTTPRequest, generation: Generation, frames: Frames) -> None:
+    """Answer with an event stream: one write for all that is new, however many sequences it came from.
+
+    The status is 200 whatever follows; an error becomes the last frame.
+
+    Raises:
+        ClientClosedRequest: the client left.
+    """
+    async with generation:
+        await request.start_event_stream()
+        try:
+            error = await _send_frames(request, generation, frames)
+        except ClientClosedRequest:
+            raise
+        except Exception:
+            logger.exception("bug in a stream", extra={"request_id": request.request_id})
+            error = InternalError(f"internal error; request id {request.request_id}")
+        if request.client_gone:
+            raise ClientClosedRequest("the client left")
+        await request.send_chunk(frames.end() if error is None else frames.failure(error), more=False)
+
+
+async def _send_frames(
+    request: HTTPRequest, generation: Generation, frames: Frames
+) -> HTTPStatusError | None:
+    async for outputs in generation.stream:
+        if generation.cause is not None:
+            break
+        chunk = frames.render(outputs)
+        if chunk:
+            await request.send_chunk(chunk)
+        for output in outputs:
+            if output.finish_reason is not None and (error := output_error(output)) is not None:
+                return error
+    return generation.cause
+
+
+async def gather_outputs(generation: Generation, num_sequences: int) -> list[RequestOutput]:
+    """All that each sequence gave, as one output each, in the order of their index.
+
+    Raises:
+        HTTPStatusError: one failed, or the generation was ended early; the others are aborted.
+    """
+    gathered: dict[int, RequestOutput] = {}
+    texts: list[list[str]] = [[] for _ in range(num_sequences)]
+    async with generation:
+        async for outputs in generation.stream:
+            for output in outputs:
+                # Joined at the end: adding to a long string again and again would be quadratic.
+                texts[output.index].append(output.text)
+                output.text = ""
+                whole = gathered.setdefault(output.index, output)
+                if whole is not output:
+                    whole.absorb(output)
+                if output.finish_reason is not None and (error := output_error(output)) is not None:
+                    raise generation.cause or error
+        if generation.cause is not None:
+            raise generation.cause
+    for index, output in gathered.items():
+        output.text = "".join(texts[index])
+    return [gathered[index] for index in range(num_sequences)]

@@ -1,0 +1,173 @@
+"""One HTTP request and its response over ASGI: headers, a bounded body, JSON answers and event streams.
+
+It does not know routes, dialects or what is served.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+import orjson
+
+from mlxd.errors import (
+    ClientClosedRequest,
+    InvalidRequestError,
+    PayloadTooLargeError,
+    UnsupportedMediaTypeError,
+)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+JSON = b"application/json"
+EVENT_STREAM_HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_REQUEST_ID_HEADERS = (b"x-request-id", b"x-olla-request-id")
+
+
+class HTTPRequest:
+    """A request with the means to answer it once.
+
+    `path_param` is the part of the path that the route left open. `client_name` is whose key was shown
+    (None without authentication). Writing to a client that has left raises `ClientClosedRequest`.
+    """
+
+    __slots__ = (
+        "_headers",
+        "_receive",
+        "_send",
+        "client_gone",
+        "client_name",
+        "method",
+        "path",
+        "path_param",
+        "request_id",
+        "response_headers",
+        "response_started",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._headers: Iterable[tuple[bytes, bytes]] = scope["headers"]
+        self._receive = receive
+        self._send = send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        self.path_param = ""
+        self.client_name: str | None = None
+        self.client_gone = False
+        self.response_started = False
+        self.request_id = self._choose_request_id()
+        self.response_headers: Headers = [(b"x-request-id", self.request_id.encode())]
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of that (lower-case) name."""
+        for key, value in self._headers:
+            if key == name:
+                return value
+        return None
+
+    def _choose_request_id(self) -> str:
+        for name in _REQUEST_ID_HEADERS:
+            value = self.header(name)
+            if value is not None and _SANE_REQUEST_ID.fullmatch(value):
+                return value.decode()
+        return uuid.uuid4().hex
+
+    async def read_json_body(self, max_bytes: int) -> bytes:
+        """The whole body, not yet decoded.
+
+        Raises:
+            UnsupportedMediaTypeError: a Content-Type that is not JSON (none at all is tolerated).
+            PayloadTooLargeError: more than `max_bytes`, by Content-Length or in fact.
+            ClientClosedRequest: the client left before the end of its body.
+        """
+        content_type = self.header(b"content-type")
+        if content_type:
+            media_type = content_type.split(b";", 1)[0].strip().lower()
+            if media_type != JSON and not (
+                media_type.startswith(b"application/") and media_type.endswith(b"+json")
+            ):
+                raise UnsupportedMediaTypeError(
+                    f"content-type is {media_type.decode('latin-1')!r}; send application/json"
+                )
+        declared = self.header(b"content-length")
+        if declared is not None:
+            if not declared.isdigit():
+                raise InvalidRequestError("content-length is not a number")
+            if len(declared) > 18 or int(declared) > max_bytes:
+                raise PayloadTooLargeError(f"the body is larger than {max_bytes} bytes")
+        chunks: list[bytes] = []
+        size = 0
+        while True:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                self.client_gone = True
+                raise ClientClosedRequest("the client left before the end of its body")
+            chunk = message.get("body", b"")
+            size += len(chunk)
+            if size > max_bytes:
+                raise PayloadTooLargeError(f"the body is larger than {max_bytes} bytes")
+            chunks.append(chunk)
+            if not message.get("more_body", False):
+                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    async def receive(self) -> Message:
+        """The next ASGI message."""
+        return await self._receive()
+
+    async def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
+    ) -> None:
+        """The whole answer at once. A HEAD request gets the headers of it."""
+        head = [
+            (b"content-type", content_type),
+            (b"content-length", str(len(body)).encode()),
+            *(headers or ()),
+        ]
+        await self._start(status, head)
+        await self.send_chunk(b"" if self.method == "HEAD" else body, more=False)
+
+    async def respond_json(self, status: int, value: object, headers: Headers | None = None) -> None:
+        await self.respond(status, orjson.dumps(value), headers=headers)
+
+    async def respond_empty(self, headers: Headers) -> None:
+        """204, no body."""
+        await self._start(204, headers)
+        await self.send_chunk(b"", more=False)
+
+    async def start_event_stream(self) -> None:
+        """Status 200 and the headers of an SSE answer; `send_chunk` follows."""
+        await self._start(200, EVENT_STREAM_HEADERS)
+
+    async def send_chunk(self, body: bytes, *, more: bool = True) -> None:
+        """A piece of the body; waits while the client is slow."""
+        try:
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except OSError as error:  # ASGI 2.4: what send() raises once the client has left
+            self.client_gone = True
+            raise ClientClosedRequest("the client left") from error
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        self.response_started = True
+        try:
+            await self._send(
+                {
+                    "type": "http.response.start",
+                    "status": status,
+                    "headers": [*headers, *self.response_headers],
+                }
+            )
+        except OSError as error:
+            self.client_gone = True
+            raise ClientClosedRequest("the client left") from error

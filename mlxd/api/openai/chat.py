@@ -1,0 +1,155 @@
+"""POST /v1/chat/completions.
+
+It does not know how prompts are written, tokens sampled or frames framed: it joins those who do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlxd.api.generation import gather_outputs, stream_answer
+from mlxd.api.http import HTTPRequest
+from mlxd.api.openai.frames import ChatFrames, Envelope
+from mlxd.api.openai.logprobs import chat_logprobs, mean_logprob
+from mlxd.api.openai.messages import template_messages
+from mlxd.api.openai.sampling import SequencePlan, plan_sequences, refuse_unsupported
+from mlxd.api.openai.schema import ChatCompletionRequest, ChatMessage
+from mlxd.api.openai.usage import Usage
+from mlxd.api.served_model import ServedModel
+from mlxd.api.services import Services
+from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.types import TextDelta
+from mlxd.engine.request import RequestOutput
+from mlxd.errors import ContextLengthExceeded, InvalidRequestError
+from mlxd.text.tokenizer import Tokenizer
+
+
+async def create_chat_completion(request: HTTPRequest, services: Services) -> None:
+    """Answer a chat, whole or as a stream."""
+    fields = await services.read(request, ChatCompletionRequest)
+    model = services.model
+    model.check_name(fields.model)
+    refuse_unsupported(fields)
+    services.engine.check_ready()
+    num_logprobs = _num_logprobs(fields)
+    plan = plan_sequences(
+        fields,
+        services.config,
+        model.files,
+        model.vocab_size,
+        max_tokens=fields.max_completion_tokens or fields.max_tokens,
+        num_logprobs=num_logprobs,
+    )
+    kwargs = dict(fields.chat_template_kwargs or {})
+    if fields.enable_thinking is not None:
+        kwargs["enable_thinking"] = fields.enable_thinking
+    prompt = await encode_chat(
+        model,
+        fields.messages,
+        add_generation_prompt=fields.add_generation_prompt,
+        continue_final_message=fields.continue_final_message,
+        add_special_tokens=fields.add_special_tokens,
+        kwargs=kwargs,
+    )
+    envelope = Envelope(
+        id=f"chatcmpl-{services.new_id()}",
+        object="chat.completion.chunk" if fields.stream else "chat.completion",
+        created=int(services.now()),
+        model=model.name,
+        system_fingerprint=model.fingerprint,
+    )
+    frames = ChatFrames(
+        envelope,
+        plan.num_choices,
+        include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
+        tokenizer=model.tokenizer,
+        num_logprobs=num_logprobs,
+    )
+    try:
+        generation = services.submit(request, envelope.id, plan.sequences(envelope.id, [prompt]))
+    except ContextLengthExceeded as error:
+        error.param = "messages"
+        raise
+    if fields.stream:
+        await stream_answer(request, generation, frames)
+        return
+    outputs = await gather_outputs(generation, plan.num_sampled)
+    await request.respond_json(200, _answer(envelope, outputs, plan, model.tokenizer, num_logprobs))
+
+
+async def encode_chat(
+    model: ServedModel,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool | None,
+    continue_final_message: bool | None,
+    add_special_tokens: bool | None,
+    kwargs: Mapping[str, Any],
+) -> list[int]:
+    """The prompt's token ids. A generation prompt is added unless the final message is to be continued.
+
+    Raises:
+        InvalidRequestError: the messages, the template or the combination of the two flags will not do.
+    """
+    rendered = template_messages(messages)
+    if continue_final_message and add_generation_prompt:
+        raise InvalidRequestError(
+            "continue_final_message: contradicts add_generation_prompt", param="continue_final_message"
+        )
+    clash = kwargs.keys() & {"messages", "tools", "add_generation_prompt", "continue_final_message"}
+    if clash:
+        raise InvalidRequestError(
+            f"chat_template_kwargs: {min(clash)} is a field of its own", param="chat_template_kwargs"
+        )
+    text = model.template.render(
+        rendered,
+        add_generation_prompt=not continue_final_message
+        if add_generation_prompt is None
+        else add_generation_prompt,
+        continue_final_message=bool(continue_final_message),
+        **kwargs,
+    )
+    # A template writes the special tokens itself.
+    [token_ids] = await model.encode([text], add_special_tokens=bool(add_special_tokens))
+    return token_ids
+
+
+def _num_logprobs(fields: ChatCompletionRequest) -> int | None:
+    if fields.logprobs:
+        return fields.top_logprobs or 0
+    if fields.top_logprobs:
+        raise InvalidRequestError("top_logprobs: only with logprobs: true", param="top_logprobs")
+    return None
+
+
+def _answer(
+    envelope: Envelope,
+    outputs: list[RequestOutput],
+    plan: SequencePlan,
+    tokenizer: Tokenizer,
+    num_logprobs: int | None,
+) -> dict[str, Any]:
+    usage = Usage(plan.num_sampled)
+    for output in outputs:
+        usage.add(output)
+    if plan.num_sampled > plan.num_choices:
+        outputs = sorted(outputs, key=mean_logprob, reverse=True)[: plan.num_choices]
+    choices = [
+        {
+            "index": index,
+            "message": _message(output.text),
+            "logprobs": None if num_logprobs is None else chat_logprobs(output, tokenizer, num_logprobs),
+            "finish_reason": output.finish_reason,
+            "stop_reason": output.stop_reason,
+        }
+        for index, output in enumerate(outputs)
+    ]
+    return {**envelope.fields(), "choices": choices, "usage": usage.to_json()}
+
+
+def _message(text: str) -> dict[str, Any]:
+    pipeline = OutputPipeline()
+    events = pipeline.feed(text) + pipeline.finish()
+    content = "".join(event.text for event in events if isinstance(event, TextDelta))
+    return {"role": "assistant", "content": content, "refusal": None}

@@ -1,0 +1,202 @@
+"""Outputs into the SSE frames of OpenAI's two streams.
+
+It does not know HTTP or the engine; it holds what stays the same through a stream, so that a text delta
+costs one escape and one join.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from mlxd._ext.sse import DONE, TextFrame, frame
+from mlxd.api.errors import openai_error
+from mlxd.api.openai.logprobs import CompletionLogprobs, chat_logprobs
+from mlxd.api.openai.usage import Usage
+from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.types import TextDelta
+from mlxd.engine.request import FinishReason, RequestOutput
+from mlxd.errors import HTTPStatusError
+from mlxd.text.tokenizer import Tokenizer
+
+_ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every object of one answer carries. `created` in Unix seconds."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    def fields(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "object": self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
+        }
+
+
+class _Frames:
+    """What both streams share: the envelope around a choice, usage, the end."""
+
+    def __init__(self, envelope: Envelope, num_choices: int, *, include_usage: bool) -> None:
+        self._envelope = envelope
+        self._include_usage = include_usage
+        self._usage = Usage(num_choices)
+        self._before = orjson.dumps(envelope.fields())[:-1] + b',"choices":['
+        self._after = b'],"usage":null}' if include_usage else b"]}"
+
+    def end(self) -> bytes:
+        """The usage, if asked for, and `[DONE]`."""
+        if not self._include_usage:
+            return DONE
+        chunk = {**self._envelope.fields(), "choices": [], "usage": self._usage.to_json()}
+        return frame(orjson.dumps(chunk)) + DONE
+
+    def failure(self, error: HTTPStatusError) -> bytes:
+        """One error frame and `[DONE]`."""
+        return frame(orjson.dumps(openai_error(error))) + DONE
+
+    def _choice(self, choice: dict[str, Any]) -> bytes:
+        return frame(self._before + orjson.dumps(choice) + self._after)
+
+    def _text_frame(self, before_text: str, after_text: bytes) -> TextFrame:
+        return TextFrame(self._before + before_text.encode(), after_text + self._after)
+
+
+class ChatFrames(_Frames):
+    """`chat.completion.chunk`s: the role, deltas, and a finish_reason for each choice."""
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        num_choices: int,
+        *,
+        include_usage: bool,
+        tokenizer: Tokenizer,
+        num_logprobs: int | None,
+    ) -> None:
+        super().__init__(envelope, num_choices, include_usage=include_usage)
+        self._tokenizer = tokenizer
+        self._num_logprobs = num_logprobs
+        self._started = False
+        self._pipelines = [OutputPipeline() for _ in range(num_choices)]
+        self._text_frames = [
+            self._text_frame(
+                f'{{"index":{index},"delta":{{"content":"', b'"},"logprobs":null,"finish_reason":null}'
+            )
+            for index in range(num_choices)
+        ]
+
+    def render(self, outputs: list[RequestOutput]) -> bytes:
+        """The frames of `outputs`, joined; before the first of them each choice's role."""
+        parts: list[bytes] = []
+        if not self._started:
+            self._started = True
+            parts += [self._role(index) for index in range(len(self._pipelines))]
+        for output in outputs:
+            if self._num_logprobs is None:
+                self._add_text(parts, output)
+            elif output.text or output.token_ids:
+                parts.append(self._delta_with_logprobs(output, self._num_logprobs))
+            if output.finish_reason in _ENDED_WELL:
+                self._usage.add(output)
+                parts.append(self._finish(output))
+        return b"".join(parts)
+
+    def _add_text(self, parts: list[bytes], output: RequestOutput) -> None:
+        index = output.index
+        pipeline = self._pipelines[index]
+        events = pipeline.feed(output.text)
+        if output.finish_reason is not None:
+            events += pipeline.finish()
+        text_frame = self._text_frames[index]
+        parts += [text_frame.encode(event.text) for event in events if isinstance(event, TextDelta)]
+
+    def _role(self, index: int) -> bytes:
+        delta = {"role": "assistant", "content": ""}
+        return self._choice({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+
+    def _delta_with_logprobs(self, output: RequestOutput, num_top: int) -> bytes:
+        return self._choice(
+            {
+                "index": output.index,
+                "delta": {"content": output.text},
+                "logprobs": chat_logprobs(output, self._tokenizer, num_top),
+                "finish_reason": None,
+            }
+        )
+
+    def _finish(self, output: RequestOutput) -> bytes:
+        return self._choice(
+            {
+                "index": output.index,
+                "delta": {},
+                "logprobs": None,
+                "finish_reason": output.finish_reason,
+                "stop_reason": output.stop_reason,
+            }
+        )
+
+
+class CompletionFrames(_Frames):
+    """`text_completion` chunks. `echoes[i]` is the text of choice i's prompt to repeat before its answer."""
+
+    def __init__(
+        self,
+        envelope: Envelope,
+        num_choices: int,
+        num_sequences: int,
+        *,
+        include_usage: bool,
+        echoes: list[str],
+        logprobs: list[CompletionLogprobs] | None,
+    ) -> None:
+        super().__init__(envelope, num_choices, include_usage=include_usage)
+        self._echoes = echoes
+        self._logprobs = logprobs
+        self._started = False
+        self._text_frames = [
+            self._text_frame(f'{{"index":{index},"text":"', b'","logprobs":null,"finish_reason":null}')
+            for index in range(num_sequences)
+        ]
+
+    def render(self, outputs: list[RequestOutput]) -> bytes:
+        """The frames of `outputs`, joined; before the first of them the echoed prompts."""
+        parts: list[bytes] = []
+        if not self._started:
+            self._started = True
+            parts += [self._text_frames[i].encode(echo) for i, echo in enumerate(self._echoes) if echo]
+        for output in outputs:
+            if self._logprobs is not None:
+                if output.text or output.token_ids:
+                    logprobs = self._logprobs[output.index].add(output)
+                    parts.append(self._text(output.index, output.text, logprobs))
+            elif output.text:
+                parts.append(self._text_frames[output.index].encode(output.text))
+            if output.finish_reason in _ENDED_WELL:
+                self._usage.add(output)
+                parts.append(self._finish(output))
+        return b"".join(parts)
+
+    def _text(self, index: int, text: str, logprobs: dict[str, Any]) -> bytes:
+        return self._choice({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})
+
+    def _finish(self, output: RequestOutput) -> bytes:
+        return self._choice(
+            {
+                "index": output.index,
+                "text": "",
+                "logprobs": None,
+                "finish_reason": output.finish_reason,
+                "stop_reason": output.stop_reason,
+            }
+        )

@@ -1,0 +1,217 @@
+"""From a request's fields to the sequences the engine is asked for: limits, defaults, what is refused.
+
+It does not know messages, prompts' text or answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from mlxd.api.openai.schema import ChatCompletionRequest, GenerationFields
+from mlxd.config import Config
+from mlxd.engine.request import GenerationRequest
+from mlxd.errors import InvalidRequestError
+from mlxd.step import SamplingParams
+from mlxd.text.model_files import ModelFiles
+
+N = TypeVar("N", int, float)
+
+_SEED_MASK = 2**63 - 1
+
+WHOLE_ANSWER_INTERVAL = 64
+"""Tokens an output of an answer that is not streamed: few wake-ups, and no long text appended to often."""
+
+_REFUSED = (
+    "suffix",
+    "prompt_logprobs",
+    "structured_outputs",
+    "guided_json",
+    "guided_regex",
+    "guided_choice",
+    "guided_grammar",
+    "reasoning_effort",
+    "thinking_token_budget",
+    "tools",
+    "functions",
+    "function_call",
+    "audio",
+    "web_search_options",
+)
+"""Fields whose every value but null, empty and false asks for what this server cannot do."""
+
+
+def refuse_unsupported(fields: GenerationFields) -> None:
+    """Say no to known fields that cannot be honoured, rather than ignore them.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    for name in _REFUSED:
+        value = getattr(fields, name, None)
+        if value is not None and value is not False and value not in ("", [], {}):
+            raise _unsupported(name)
+    if _asks_for_json(fields.response_format):
+        raise _unsupported("response_format")
+    if isinstance(fields, ChatCompletionRequest):
+        if fields.echo:
+            raise _unsupported("echo")
+        if fields.tool_choice not in (None, "none", "auto"):
+            raise _unsupported("tool_choice")
+        if fields.modalities and fields.modalities != ["text"]:
+            raise _unsupported("modalities")
+    if fields.stream_options is not None and not fields.stream:
+        raise InvalidRequestError("stream_options: only with stream: true", param="stream_options")
+
+
+def _unsupported(name: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name}: not supported by this server", param=name, code="unsupported_parameter"
+    )
+
+
+def _asks_for_json(response_format: Any) -> bool:
+    return response_format not in (None, {"type": "text"})
+
+
+@dataclass(frozen=True, slots=True)
+class SequencePlan:
+    """What the sequences of a request have in common. `num_sampled` of them are made of each prompt
+    (`best_of`), and the best `num_choices` (`n`) answered."""
+
+    num_choices: int
+    num_sampled: int
+    max_tokens: int
+    sampling: SamplingParams
+    seed: int | None
+    stop: tuple[str, ...]
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+    skip_special_tokens: bool
+    priority: int
+    stream_interval: int
+    timeout_seconds: float
+
+    def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
+        """One request a sequence: `num_sampled` of the first prompt, then of the second, and so on."""
+        return [
+            GenerationRequest(
+                request_id=f"{response_id}-{index}",
+                prompt_token_ids=prompts[index // self.num_sampled],
+                max_tokens=self.max_tokens,
+                index=index,
+                sampling=self.sampling,
+                # Each sequence its own numbers, the same ones whenever the request is repeated.
+                seed=None if self.seed is None else (self.seed + index) & _SEED_MASK,
+                stop=self.stop,
+                stop_token_ids=self.stop_token_ids,
+                ignore_eos=self.ignore_eos,
+                skip_special_tokens=self.skip_special_tokens,
+                priority=self.priority,
+                stream_interval=self.stream_interval,
+                timeout_seconds=self.timeout_seconds,
+            )
+            for index in range(len(prompts) * self.num_sampled)
+        ]
+
+
+def plan_sequences(
+    fields: GenerationFields,
+    config: Config,
+    files: ModelFiles,
+    vocab_size: int,
+    *,
+    max_tokens: int | None,
+    num_logprobs: int | None,
+) -> SequencePlan:
+    """Resolve the fields: request > server default > the model's generation_config > OpenAI's default.
+
+    `max_tokens` is what the request asks for; `num_logprobs` how many alternatives, None for no logprobs.
+
+    Raises:
+        InvalidRequestError: naming the field that is out of range or contradicts another.
+    """
+    if max_tokens is None:
+        max_tokens = config.defaults.max_tokens
+    min_tokens = fields.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise _invalid("min_tokens", f"{min_tokens} is more than max_tokens {max_tokens}")
+    num_choices, num_sampled = _choices(fields, config.limits.max_choices)
+    if num_sampled > num_choices and num_logprobs is None:
+        num_logprobs = 0  # the best are those with the highest log-probability a token
+    temperature = _first(fields.temperature, config.defaults.temperature, files.default_temperature, 1.0)
+    top_p = _first(fields.top_p, config.defaults.top_p, files.default_top_p, 1.0)
+    top_k = max(0, _first(fields.top_k, files.default_top_k, 0))
+    if top_p == 0:  # the smallest set of tokens that holds any probability: the likeliest one
+        top_p, top_k = 1.0, 1
+    stop_token_ids = fields.stop_token_ids or []
+    if any(token_id >= vocab_size for token_id in stop_token_ids):
+        raise _invalid("stop_token_ids", f"token ids are below {vocab_size}")
+    return SequencePlan(
+        num_choices=num_choices,
+        num_sampled=num_sampled,
+        max_tokens=max_tokens,
+        sampling=SamplingParams(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=_first(fields.min_p, files.default_min_p, 0.0),
+            repetition_penalty=_first(fields.repetition_penalty, files.default_repetition_penalty, 1.0),
+            presence_penalty=fields.presence_penalty or 0.0,
+            frequency_penalty=fields.frequency_penalty or 0.0,
+            logit_bias=_logit_bias(fields.logit_bias, vocab_size),
+            min_tokens=min_tokens,
+            logprobs=-1 if num_logprobs is None else num_logprobs,
+        ),
+        seed=fields.seed,
+        stop=_stop_strings(fields.stop, config.limits.max_stop_strings),
+        stop_token_ids=tuple(stop_token_ids),
+        ignore_eos=bool(fields.ignore_eos),
+        skip_special_tokens=fields.skip_special_tokens is not False,
+        priority=fields.priority or 0,
+        stream_interval=config.defaults.stream_interval if fields.stream else WHOLE_ANSWER_INTERVAL,
+        timeout_seconds=min(config.limits.timeout_seconds, fields.timeout or config.limits.timeout_seconds),
+    )
+
+
+def _choices(fields: GenerationFields, max_choices: int) -> tuple[int, int]:
+    num_choices = fields.n or 1
+    num_sampled = fields.best_of or num_choices
+    if num_choices > max_choices:
+        raise _invalid("n", f"at most {max_choices}, got {num_choices}")
+    if num_sampled > max_choices:
+        raise _invalid("best_of", f"at most {max_choices}, got {num_sampled}")
+    if num_sampled < num_choices:
+        raise _invalid("best_of", f"at least n, which is {num_choices}, got {num_sampled}")
+    if num_sampled > num_choices and fields.stream:
+        raise _invalid("best_of", "more than n cannot be streamed: which are best is known at the end")
+    return num_choices, num_sampled
+
+
+def _stop_strings(stop: str | list[str] | None, max_stop_strings: int) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    strings = (stop,) if isinstance(stop, str) else tuple(stop)
+    if len(strings) > max_stop_strings:
+        raise _invalid("stop", f"at most {max_stop_strings} strings, got {len(strings)}")
+    if "" in strings:
+        raise _invalid("stop", "an empty string would stop before the first token")
+    return strings
+
+
+def _logit_bias(logit_bias: dict[str, float] | None, vocab_size: int) -> dict[int, float]:
+    biases: dict[int, float] = {}
+    for key, bias in (logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+            raise _invalid("logit_bias", f"the keys are token ids below {vocab_size}, got {key[:100]!r}")
+        biases[int(key)] = bias
+    return biases
+
+
+def _first(*candidates: N | None) -> N:
+    """The first that says something; the last always does."""
+    return next(candidate for candidate in candidates if candidate is not None)
+
+
+def _invalid(param: str, problem: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{param}: {problem}", param=param)

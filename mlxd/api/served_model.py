@@ -1,0 +1,142 @@
+"""The model as the API sees it: its names, tokenizer, template and defaults.
+
+It does not know requests. All but the names is there only once the engine has loaded the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+
+from mlxd import __version__
+from mlxd.chat.template import ChatTemplate, no_chat_template
+from mlxd.config import ModelConfig
+from mlxd.engine.engine import Engine
+from mlxd.errors import ConfigError, InternalError, ModelNotFoundError, NotReadyError
+from mlxd.step import WorkerReady
+from mlxd.text.model_files import ModelFiles
+from mlxd.text.tokenizer import Tokenizer
+
+DEFAULT_NAME = "default"
+
+INLINE_LENGTH = 8192
+"""Characters or tokens above which (de)tokenising goes to a thread: `tokenizers` releases the GIL."""
+
+
+class ServedModel:
+    """One for a server. `names[0]` is what responses carry, `created` is when the server started (Unix)."""
+
+    __slots__ = (
+        "_engine",
+        "_fingerprint",
+        "_template",
+        "_template_files",
+        "created",
+        "names",
+        "owned_by",
+        "root",
+    )
+
+    def __init__(self, config: ModelConfig, engine: Engine, created: int) -> None:
+        self._engine = engine
+        self.created = created
+        self.owned_by = config.owned_by
+        self.root = config.path or DEFAULT_NAME
+        self.names: tuple[str, ...] = config.served_names or (self.root,)
+        self._template: ChatTemplate | None = None
+        self._template_files: ModelFiles | None = None
+        self._fingerprint: tuple[WorkerReady, str] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    def check_name(self, asked: str | None) -> None:
+        """A request may name any of the names, `default`, or nothing.
+
+        Raises:
+            ModelNotFoundError
+        """
+        if asked is None or asked in self.names or asked in (DEFAULT_NAME, self.root):
+            return
+        raise ModelNotFoundError(
+            f"the model {asked[:200]!r} does not exist; this server has {', '.join(self.names)}",
+            param="model",
+        )
+
+    @property
+    def files(self) -> ModelFiles:
+        """Raises NotReadyError until the worker has the files on disk."""
+        files = self._engine.files
+        if files is None:
+            raise NotReadyError("the model is loading")
+        return files
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises NotReadyError until it is loaded."""
+        tokenizer = self._engine.tokenizer
+        if tokenizer is None:
+            raise NotReadyError("the model is loading")
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        info = self._engine.info
+        return info.vocab_size if info is not None else self.tokenizer.vocab_size
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Prompt and generated tokens together; None while it is unknown."""
+        info = self._engine.info
+        if info is not None:
+            return info.max_model_len
+        files = self._engine.files
+        return files.max_model_len if files is not None else None
+
+    @property
+    def fingerprint(self) -> str:
+        """OpenAI's system_fingerprint: changes with the model, the device and the versions."""
+        info = self._engine.info
+        if info is None:
+            raise NotReadyError("the model is loading")
+        if self._fingerprint is None or self._fingerprint[0] is not info:
+            facts = (self.root, __version__, info.device, info.dtype, sorted(info.versions.items()))
+            digest = hashlib.blake2s(repr(facts).encode(), digest_size=5).hexdigest()
+            self._fingerprint = (info, f"fp_{digest}")
+        return self._fingerprint[1]
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The chat template, compiled once.
+
+        Raises:
+            InvalidRequestError: the model has none.
+            InternalError: it is not valid.
+        """
+        files = self.files
+        if self._template_files is not files:
+            try:
+                self._template = ChatTemplate.from_files(files, self.tokenizer)
+            except ConfigError as error:
+                raise InternalError(f"the model's chat template cannot be used: {error}") from error
+            self._template_files = files
+        if self._template is None:
+            raise no_chat_template()
+        return self._template
+
+    async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """Token ids of each text; long texts do not hold up the event loop."""
+        tokenizer = self.tokenizer
+        if sum(map(len, texts)) <= INLINE_LENGTH:
+            return tokenizer.encode_batch(texts, add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode_batch, texts, add_special_tokens)
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of `token_ids`; many of them do not hold up the event loop either."""
+        tokenizer = self.tokenizer
+        if len(token_ids) <= INLINE_LENGTH:
+            return tokenizer.decode(token_ids, skip_special_tokens)
+        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens)

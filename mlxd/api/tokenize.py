@@ -1,0 +1,79 @@
+"""POST /tokenize and /detokenize, in vLLM's shapes.
+
+It does not know how texts become tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from mlxd.api.http import HTTPRequest
+from mlxd.api.openai.chat import encode_chat
+from mlxd.api.openai.schema import ChatMessage, TokenId
+from mlxd.api.services import Services
+from mlxd.errors import InvalidRequestError
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    """Either `prompt`, or `messages` to be rendered by the chat template first."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[ChatMessage] | None = None
+    add_special_tokens: bool | None = None
+    """default: true for a prompt, false for messages, whose template writes them"""
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    tokens: list[TokenId]
+    model: str | None = None
+
+
+async def tokenize(request: HTTPRequest, services: Services) -> None:
+    """`{count, max_model_len, tokens, token_strs}`"""
+    fields = await services.read(request, TokenizeRequest)
+    model = services.model
+    model.check_name(fields.model)
+    if (fields.prompt is None) == (fields.messages is None):
+        raise InvalidRequestError("prompt: give either prompt or messages", param="prompt")
+    if fields.messages is not None:
+        tokens = await encode_chat(
+            model,
+            fields.messages,
+            add_generation_prompt=fields.add_generation_prompt,
+            continue_final_message=fields.continue_final_message,
+            add_special_tokens=fields.add_special_tokens,
+            kwargs=fields.chat_template_kwargs or {},
+        )
+    else:
+        assert fields.prompt is not None
+        [tokens] = await model.encode(
+            [fields.prompt], add_special_tokens=fields.add_special_tokens is not False
+        )
+    token_strs = [model.tokenizer.token_text(i) for i in tokens] if fields.return_token_strs else None
+    await request.respond_json(
+        200,
+        {
+            "count": len(tokens),
+            "max_model_len": model.max_model_len,
+            "tokens": tokens,
+            "token_strs": token_strs,
+        },
+    )
+
+
+async def detokenize(request: HTTPRequest, services: Services) -> None:
+    """`{prompt}`, special tokens included."""
+    fields = await services.read(request, DetokenizeRequest)
+    model = services.model
+    model.check_name(fields.model)
+    if any(token_id >= model.vocab_size for token_id in fields.tokens):
+        raise InvalidRequestError(f"tokens: token ids are below {model.vocab_size}", param="tokens")
+    text = await model.decode(fields.tokens, skip_special_tokens=False)
+    await request.respond_json(200, {"prompt": text})
