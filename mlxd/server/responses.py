@@ -1,0 +1,84 @@
+"""The bytes that the server itself composes: status lines, the date, and the errors it answers alone.
+
+It does not know connections: callers say what to write and then write it.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import re
+from collections.abc import Callable, Iterable
+from http import HTTPStatus
+
+import orjson
+
+from mlxd.errors import HTTPStatusError, RequestError
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+SERVER_LINE = b"server: mlxd\r\n"
+STATUS_LINES = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
+}
+
+_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+
+
+class RefusedRequest(RequestError):
+    """What the wire brought is not a request that this server takes. `status` is the HTTP status."""
+
+    def __init__(self, status: int, message: str, *, code: str = "bad_request") -> None:
+        super().__init__(message, code=code)
+        self.status = status
+
+
+class DateLine:
+    """The `date` header line, made anew once a second. `clock` gives seconds since the epoch."""
+
+    __slots__ = ("_clock", "_line", "_second")
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._second = -1
+        self._line = b""
+
+    def __call__(self) -> bytes:
+        second = int(self._clock())
+        if second != self._second:
+            self._second = second
+            self._line = f"date: {email.utils.formatdate(second, usegmt=True)}\r\n".encode("ascii")
+        return self._line
+
+
+def status_line(status: int) -> bytes:
+    return STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode("ascii")
+
+
+def sane_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The client's x-request-id, if it is one that may be echoed and logged."""
+    for name, value in headers:
+        if name == b"x-request-id":
+            return value.decode("ascii") if _SANE_REQUEST_ID.fullmatch(value) else None
+    return None
+
+
+def error_response(
+    error: HTTPStatusError, *, request_id: str, date_line: bytes, without_body: bool = False
+) -> bytes:
+    """A whole response in OpenAI's error shape that announces the end of the connection."""
+    body = orjson.dumps(
+        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+    )
+    lines = [
+        status_line(error.status),
+        date_line,
+        SERVER_LINE,
+        b"content-type: application/json\r\n",
+        b"content-length: %d\r\n" % len(body),
+        b"connection: close\r\n",
+        b"x-request-id: %b\r\n" % request_id.encode("ascii"),
+        *(f"{name}: {value}\r\n".encode("latin-1") for name, value in error.headers.items()),
+        b"\r\n",
+    ]
+    if not without_body:
+        lines.append(body)
+    return b"".join(lines)
