@@ -93,7 +93,7 @@ class BlockTables:
 
     def reserve(self, slot: int, num_tokens: int) -> bool:
         table = self._table(slot)
-        blocks = self.pool.allocate(max(0, self._blocks_for(num_tokens) - len(table)))
+        blocks = self.pool.allocate(max(0, self._blocks_for(slot, num_tokens) - len(table)))
         if blocks is None:
             return False
         table.extend(blocks)
@@ -103,7 +103,7 @@ class BlockTables:
         rows = self._rows(slots, context_lens)
         for slot, context_len in rows:
             self._table(slot)
-            self._blocks_for(context_len)
+            self._blocks_for(slot, context_len)
         for row, (slot, context_len) in enumerate(rows):
             if not self.reserve(slot, context_len):
                 return row
@@ -146,7 +146,7 @@ class BlockTables:
             table = self._table(slot)
             if not 0 <= query_len <= context_len:
                 raise ValueError(f"slot {slot}: {query_len} tokens of a context of {context_len}")
-            num_blocks = self._blocks_for(context_len)
+            num_blocks = self._blocks_for(slot, context_len)
             if num_blocks > len(table):
                 raise ValueError(f"slot {slot}: {context_len} tokens, {len(table)} blocks")
             slot_mapping += [
@@ -169,10 +169,10 @@ class BlockTables:
             raise ValueError(f"there is no slot {slot} among {self.max_num_seqs}")
         return self.tables[slot]
 
-    def _blocks_for(self, num_tokens: int) -> int:
+    def _blocks_for(self, slot: int, num_tokens: int) -> int:
         num_blocks = -(-num_tokens // self.pool.block_size)
         if num_tokens < 0 or num_blocks > self.max_blocks_per_seq:
-            raise ValueError(f"{num_tokens} tokens do not fit {self.max_blocks_per_seq} blocks")
+            raise ValueError(f"slot {slot}: {num_tokens} tokens do not fit {self.max_blocks_per_seq} blocks")
         return num_blocks
 
     def _rows(self, *columns: Buffer) -> list[tuple[int, ...]]:

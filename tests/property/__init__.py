@@ -1,1 +1,0 @@
-"""Hypothesis tests: what must hold for every input. They know no example."""
