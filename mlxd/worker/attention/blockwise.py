@@ -1,0 +1,66 @@
+"""Decode attention that multiplies with the blocks where they lie in the pool: nothing is copied.
+
+It does not know MLX's devices; it is the right choice on CPUs, where `mx.gather_mm` is a loop of BLAS calls
+that take their matrices by address. One layer, 32 rows, 9 heads over 3, float32, two cores: contexts of 128
+and 512 tokens take 1.4 and 6.1 ms, against 1.3 and 5.3 for MLX's own attention on contiguous keys and 1.7
+and 21 for gathering first.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+
+class BlockwiseDecode:
+    """n rows with one query each. Block tables int32 [n, W], context lengths int32 [n]."""
+
+    def __init__(
+        self, block_tables: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32], block_size: int
+    ) -> None:
+        self.num_rows, self._width = block_tables.shape
+        self._block_size = block_size
+        self._tables = mx.array(block_tables.astype(np.uint32))[:, None, :]
+        inside = np.arange(self._width * block_size)[None] < context_lens[:, None]
+        # Added to scores: [n, 1, W, 1, block_size]
+        self._bias = mx.array(
+            np.where(inside, 0.0, -np.inf)
+            .astype(np.float32)
+            .reshape(self.num_rows, 1, self._width, 1, block_size)
+        )
+        self._indices: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
+
+    def __call__(
+        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, softcap: float | None
+    ) -> mx.array:
+        """queries [n, num_heads, 1, key_dim], pools of one layer -> [n, num_heads, 1, value_dim]"""
+        num_blocks, num_kv_heads, block_size, key_dim = keys.shape
+        num_rows, num_heads = queries.shape[:2]
+        width, repeats = self._width, num_heads // num_kv_heads
+        query_index, block_index, pair_index = self._index(num_kv_heads)
+        grouped = (queries * scale).reshape(num_rows * num_kv_heads, repeats, key_dim)
+        flat_keys = keys.reshape(num_blocks * num_kv_heads, block_size, key_dim)
+        scores = mx.gather_mm(grouped, flat_keys.swapaxes(-1, -2), query_index, block_index)
+        scores = scores.astype(mx.float32)  # [n, num_kv_heads, W, repeats, block_size]
+        if softcap is not None:
+            scores = softcap * mx.tanh(scores / softcap)
+        scores = (scores + self._bias).swapaxes(2, 3)
+        shape = scores.shape
+        weights = mx.softmax(scores.reshape(*shape[:3], -1), axis=-1)
+        weights = weights.reshape(shape).swapaxes(2, 3).astype(values.dtype)
+        weights = weights.reshape(num_rows * num_kv_heads * width, repeats, block_size)
+        flat_values = values.reshape(num_blocks * num_kv_heads, block_size, -1)
+        parts = mx.gather_mm(weights, flat_values, pair_index, block_index)
+        return parts.sum(axis=2).reshape(num_rows, num_heads, 1, -1)
+
+    def _index(self, num_kv_heads: int) -> tuple[mx.array, mx.array, mx.array]:
+        """uint32 [n, num_kv_heads, W]: which query matrix, pool matrix and weight matrix make a pair."""
+        if num_kv_heads not in self._indices:
+            shape = (self.num_rows, num_kv_heads, self._width)
+            heads = mx.arange(num_kv_heads, dtype=mx.uint32)[None, :, None]
+            queries = mx.arange(shape[0] * shape[1], dtype=mx.uint32).reshape(*shape[:2], 1)
+            pairs = mx.arange(shape[0] * shape[1] * shape[2], dtype=mx.uint32).reshape(shape)
+            blocks = self._tables * num_kv_heads + heads
+            self._indices[num_kv_heads] = (mx.broadcast_to(queries, shape), blocks, pairs)
+        return self._indices[num_kv_heads]

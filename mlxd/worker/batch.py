@@ -1,0 +1,77 @@
+"""A StepPlan as arrays.
+
+It does not know MLX or the model: bytes become numpy arrays, and rows get the positions of their tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxd.step import StepPlan
+
+Int32s = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A row that is not a decode row: `length` tokens from `start` in the flattened step."""
+
+    row: int
+    start: int
+    length: int
+    context_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """R rows (decode rows first), N tokens. Names and meanings are StepPlan's."""
+
+    num_decode_rows: int
+    slots: Int32s
+    """[R]"""
+    context_lens: Int32s
+    """[R]"""
+    token_ids: Int32s
+    """[N - D]"""
+    positions: Int32s
+    """[N]"""
+    slot_mapping: Int32s
+    """[N]"""
+    block_tables: Int32s
+    """[R, W]"""
+    sampled_rows: npt.NDArray[np.intp]
+    """[S]: rows of which a token is sampled"""
+    sampled_tokens: Int32s
+    """[S]: the flattened index of each such row's last token"""
+    chunks: list[Chunk]
+
+    @classmethod
+    def from_plan(cls, plan: StepPlan) -> StepBatch:
+        query_lens = _int32(plan.query_lens)
+        context_lens = _int32(plan.context_lens)
+        ends = np.cumsum(query_lens, dtype=np.int32)
+        starts = ends - query_lens
+        sampled_rows = np.flatnonzero(np.frombuffer(plan.sample, dtype=np.uint8))
+        return cls(
+            num_decode_rows=plan.num_decode_rows,
+            slots=_int32(plan.slots),
+            context_lens=context_lens,
+            token_ids=_int32(plan.token_ids),
+            positions=np.arange(query_lens.sum(), dtype=np.int32)
+            + np.repeat(context_lens - ends, query_lens),
+            slot_mapping=_int32(plan.slot_mapping),
+            block_tables=_int32(plan.block_tables).reshape(len(query_lens), plan.block_table_width),
+            sampled_rows=sampled_rows,
+            sampled_tokens=ends[sampled_rows] - 1,
+            chunks=[
+                Chunk(row, int(starts[row]), int(query_lens[row]), int(context_lens[row]))
+                for row in range(plan.num_decode_rows, len(query_lens))
+            ],
+        )
+
+
+def _int32(data: bytes) -> Int32s:
+    return np.frombuffer(data, dtype="<i4")

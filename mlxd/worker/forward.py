@@ -1,0 +1,120 @@
+"""The two ways to run a step through the model: flattened over the paged pool, or slot by slot.
+
+It does not know sampling: both turn a batch and its decode rows' tokens into logits of the sampled rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxd.worker.attention import StepAttention
+from mlxd.worker.batch import StepBatch
+from mlxd.worker.kv_pool import KvPool
+from mlxd.worker.patching import RowSelection
+
+
+class Forward(Protocol):
+    """Runs steps. `name` is how it attends, as WorkerReady says it."""
+
+    name: str
+
+    def release(self, slot: int) -> None:
+        """Forget what the slot's request left outside the blocks."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy (source, destination) blocks."""
+
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated."""
+
+
+class PagedForward:
+    """One forward over flattened tokens [N, 1], each row with its own position; nothing is padded."""
+
+    def __init__(self, model: nn.Module, selection: RowSelection, pool: KvPool, attention: str) -> None:
+        self.name = attention
+        self._model = model
+        self._selection = selection
+        self._pool = pool
+
+    def with_attention(self, name: str) -> PagedForward:
+        """The same model and pool, with another way to attend."""
+        return PagedForward(self._model, self._selection, self._pool, name)
+
+    def release(self, slot: int) -> None:
+        """Blocks are the front's; nothing else is kept."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._pool.copy_blocks(pairs)
+
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])[:, None]
+        attention = StepAttention(batch, self._pool.block_size, self.name)
+        caches = self._pool.begin_step(attention, batch.positions, batch.slot_mapping)
+        sampled = mx.array(batch.sampled_tokens) if len(batch.sampled_tokens) else None
+        self._selection.select(sampled)
+        output = self._model(tokens, cache=caches)
+        selected = self._selection.used
+        self._selection.clear()
+        if sampled is None:
+            return None, [output[:1]]
+        return (output if selected else output[sampled]).squeeze(1), []
+
+
+class SlotForward:
+    """Each slot with mlx-lm's own caches, one row after another: slow, and right for every architecture.
+
+    It has no blocks to copy, and a row's sequence must begin at position 0 in this worker.
+    """
+
+    name = "mlx-lm"
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._caches: dict[int, list[Any]] = {}
+
+    def release(self, slot: int) -> None:
+        self._caches.pop(slot, None)
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        raise ValueError("mlx-lm's own caches have no blocks to copy")
+
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        sampled = set(batch.sampled_rows.tolist())
+        states: list[mx.array] = []
+        logits = [
+            self._run(int(batch.slots[row]), decode_tokens[row : row + 1])
+            for row in range(batch.num_decode_rows)
+        ]
+        for chunk in batch.chunks:
+            slot = int(batch.slots[chunk.row])
+            if chunk.context_len == chunk.length:
+                self._caches[slot] = make_prompt_cache(self._model)
+            start = chunk.start - batch.num_decode_rows
+            tokens = mx.array(batch.token_ids[start : start + chunk.length])
+            if chunk.row in sampled:
+                if chunk.length > 1:
+                    self._run(slot, tokens[:-1])
+                logits.append(self._run(slot, tokens[-1:]))
+            else:
+                self._run(slot, tokens)
+            states += [array for cache in self._caches[slot] for array in _arrays(cache.state)]
+        return (mx.concatenate(logits) if logits else None), states
+
+    def _run(self, slot: int, tokens: mx.array) -> mx.array:
+        """tokens [T] -> logits [1, vocab_size] of the last"""
+        output: mx.array = self._model(tokens[None], cache=self._caches[slot])
+        return output[:, -1]
+
+
+def _arrays(state: Any) -> list[mx.array]:
+    if isinstance(state, mx.array):
+        return [state]
+    if isinstance(state, list | tuple):
+        return [array for part in state for array in _arrays(part)]
+    return []

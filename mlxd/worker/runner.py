@@ -1,0 +1,167 @@
+"""The model side of the worker: turns step plans into tokens.
+
+It does not know sockets, files or devices: a loaded model comes in, plans follow, results leave.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlxd.step import NULL_BLOCK, SamplingParams, SlotInit, StepPlan, StepResult
+from mlxd.worker.batch import StepBatch
+from mlxd.worker.forward import Forward, PagedForward, SlotForward
+from mlxd.worker.kv_pool import KvPool
+from mlxd.worker.patching import patch_projection
+from mlxd.worker.sampler import Sampled, Sampler
+from mlxd.worker.selfcheck import compare_with_mlx_lm
+from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes_per_token, layer_shapes
+
+__all__ = ["PendingStep", "Runner", "UnsupportedModelError", "check_supported", "kv_bytes_per_token"]
+
+NOT_A_NUMBER = "the model's output for this request is not a number"
+
+
+class PendingStep:
+    """A step that is running. `result` waits for it."""
+
+    def __init__(self, step_id: int, sampled: Sampled | None, arrays: list[mx.array]) -> None:
+        self.step_id = step_id
+        self._sampled = sampled
+        self._arrays = arrays
+
+    def result(self) -> StepResult:
+        """What the step sampled; times and memory are left to the caller."""
+        mx.eval(self._arrays)
+        if self._sampled is None:
+            return StepResult(self.step_id, b"")
+        tokens = np.array(self._sampled.tokens, dtype="<i4")
+        errors = dict(self._sampled.errors)
+        for index in np.flatnonzero(tokens < 0).tolist():
+            errors.setdefault(index, NOT_A_NUMBER)
+        tokens[list(errors)] = -1
+        logprobs = self._sampled.logprobs
+        return StepResult(
+            self.step_id,
+            tokens.tobytes(),
+            logprobs=() if logprobs is None else logprobs.result(len(tokens)),
+            row_errors=tuple(sorted(errors.items())),
+        )
+
+
+class Runner:
+    """One model with its KV pool and sampler. All calls come from one thread, MLX's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        dtype: mx.Dtype,
+        paged: bool = True,
+    ) -> None:
+        """Allocate the pool: `num_blocks`, NULL_BLOCK included, of `block_size` tokens in `dtype`.
+
+        `paged=False` keeps mlx-lm's own caches, one set a slot, and allocates no pool. Raises
+        UnsupportedModelError when the model cannot run over the pool.
+        """
+        self._model = model
+        self._block_size = block_size
+        self._max_num_seqs = max_num_seqs
+        self.vocab_size: int = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
+        self._sampler = Sampler(self.vocab_size, max_num_seqs)
+        self._forward: Forward
+        if paged:
+            check_supported(model)
+            selection = patch_projection(model, self.vocab_size)
+            pool = KvPool(layer_shapes(model), num_blocks, block_size, dtype)
+            attention = "blockwise" if mx.default_device() == mx.cpu else "gather"
+            self._forward = PagedForward(model, selection, pool, attention)
+        else:
+            self._forward = SlotForward(model)
+
+    @property
+    def attention_name(self) -> str:
+        """blockwise or gather over the pool, or mlx-lm (its own caches)."""
+        return self._forward.name
+
+    def launch(self, plan: StepPlan) -> PendingStep:
+        """Start a step. It runs after those launched before; nothing is read back."""
+        for slot in plan.release:
+            self._release(slot)
+        for init in plan.admit:
+            self._release(init.slot)
+            self._sampler.admit(init)
+        if plan.copy_blocks:
+            self._forward.copy_blocks(plan.copy_blocks)
+        batch = StepBatch.from_plan(plan)
+        sampler = self._sampler
+        decode_tokens = sampler.last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
+        logits, arrays = self._forward(batch, decode_tokens)
+        sampled = None
+        if logits is not None:
+            rows = batch.sampled_rows
+            sampled = sampler.sample(logits, batch.slots[rows], batch.context_lens[rows])
+            arrays += [sampled.tokens, sampler.last_tokens]
+            if sampled.logprobs is not None:
+                arrays += sampled.logprobs.arrays
+        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+        return PendingStep(plan.step_id, sampled, arrays)
+
+    def warmup(self) -> None:
+        """Run one step of each kind, so that first requests find kernels compiled and memory mapped.
+
+        Rows write to NULL_BLOCK alone. Only for a runner that has no request yet.
+        """
+        for num_decode_rows in sorted({0, 1, self._max_num_seqs}):
+            self._warm_step(num_decode_rows)
+
+    def _warm_step(self, num_decode_rows: int) -> None:
+        """Admit, and either prefill slot 0 or decode the first slots with every way of sampling."""
+        ways = (SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=20, top_p=0.9))
+        count = max(num_decode_rows, 1)
+        query_lens = np.full(count, 1 if num_decode_rows else min(8, self._block_size), dtype=np.int32)
+        num_tokens = int(query_lens.sum())
+        plan = StepPlan(
+            step_id=0,
+            num_decode_rows=num_decode_rows,
+            slots=np.arange(count, dtype=np.int32).tobytes(),
+            query_lens=query_lens.tobytes(),
+            context_lens=query_lens.tobytes(),
+            sample=bytes([1] * count),
+            token_ids=np.zeros(num_tokens - num_decode_rows, dtype=np.int32).tobytes(),
+            slot_mapping=np.full(num_tokens, NULL_BLOCK, dtype=np.int32).tobytes(),
+            block_tables=np.full(count, NULL_BLOCK, dtype=np.int32).tobytes(),
+            block_table_width=1,
+            admit=tuple(SlotInit(slot, "warmup", 1, ways[slot % len(ways)]) for slot in range(count)),
+        )
+        self.launch(plan).result()
+        for slot in range(count):
+            self._release(slot)
+
+    def self_check(self) -> list[str]:
+        """Compare a short prompt's logits with those of mlx-lm's own cache, and fall back where they differ.
+
+        Returns warnings, empty when all is well. Only for a runner that has no request yet.
+        """
+        warnings: list[str] = []
+        forward = self._forward
+        while isinstance(forward, PagedForward):
+            difference = compare_with_mlx_lm(self._model, forward, self._block_size, self.vocab_size)
+            if difference is None:
+                break
+            better: Forward
+            if forward.name != "gather":
+                better = forward.with_attention("gather")
+            else:
+                better = SlotForward(self._model)
+            warnings.append(f"{forward.name} attention {difference}; using {better.name} instead")
+            self._forward = forward = better
+        return warnings
+
+    def _release(self, slot: int) -> None:
+        self._sampler.release(slot)
+        self._forward.release(slot)

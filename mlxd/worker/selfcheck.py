@@ -1,0 +1,67 @@
+"""Does the paged forward say what mlx-lm says? Asked once at load, on a short made-up prompt.
+
+It does not know what to do about the answer.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxd.worker.batch import Chunk, Int32s, StepBatch
+from mlxd.worker.forward import PagedForward
+
+NUM_TOKENS = 12
+TOLERANCES = {2: 0.05, 4: 1e-3}
+"""Allowed difference, as a part of the largest logit, by the bytes of a logit. Rounding is far below; a wrong
+cache is off by about 1."""
+
+
+def compare_with_mlx_lm(
+    model: nn.Module, forward: PagedForward, block_size: int, vocab_size: int
+) -> str | None:
+    """None when prefill and decode agree with mlx-lm's own cache, else what differs.
+
+    Runs one chunk and then single decode steps in blocks 1 and up, which must be free.
+    """
+    tokens = (np.arange(1, NUM_TOKENS + 1) * 7919 % vocab_size).astype(np.int32)
+    first = NUM_TOKENS // 2
+    reference = model(mx.array(tokens)[None], cache=make_prompt_cache(model))[0, first - 1 :]
+    steps = [(0, first), *((end - 1, end) for end in range(first + 1, NUM_TOKENS + 1))]
+    ours = []
+    for start, end in steps:
+        batch = _batch(tokens[:end], start, block_size)
+        decode_tokens = mx.array(tokens[start:end] if batch.num_decode_rows else tokens[:0])
+        logits, _ = forward(batch, decode_tokens)
+        assert logits is not None
+        ours.append(logits)
+    expected = reference.astype(mx.float32)
+    error = _largest(mx.concatenate(ours).astype(mx.float32) - expected)
+    allowed = TOLERANCES[reference.dtype.size] * max(_largest(expected), 1.0)
+    # Written so that NaN is a difference too.
+    return None if error <= allowed else f"is off mlx-lm's logits by {error:.3g} (allowed {allowed:.3g})"
+
+
+def _largest(array: mx.array) -> float:
+    return float(np.abs(np.array(array)).max())
+
+
+def _batch(tokens: Int32s, start: int, block_size: int) -> StepBatch:
+    """One row that holds tokens[start:] in blocks 1, 2, …; a decode row if start is not 0."""
+    length, end = len(tokens) - start, len(tokens)
+    positions = np.arange(start, end, dtype=np.int32)
+    decode = start > 0
+    return StepBatch(
+        num_decode_rows=int(decode),
+        slots=np.zeros(1, dtype=np.int32),
+        context_lens=np.array([end], dtype=np.int32),
+        token_ids=tokens[:0] if decode else tokens,
+        positions=positions,
+        slot_mapping=positions + block_size,
+        block_tables=np.arange(1, -(-end // block_size) + 1, dtype=np.int32)[None],
+        sampled_rows=np.zeros(1, dtype=np.intp),
+        sampled_tokens=np.array([length - 1], dtype=np.int32),
+        chunks=[] if decode else [Chunk(0, 0, length, end)],
+    )
