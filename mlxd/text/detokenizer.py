@@ -17,6 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from codecs import utf_8_decode
 from collections.abc import Callable, Sequence
+from itertools import islice
 
 from mlxd.text.token_pieces import PieceTable
 
@@ -94,7 +95,7 @@ class ByteFallbackDetokenizer(Detokenizer):
         while end and not isinstance(pieces[prompt_token_ids[end - 1]], str):
             end -= 1
         # Only the beginning of a text is stripped: once the prompt has got past it, nothing of it matters.
-        for token_id in prompt_token_ids[:end]:
+        for token_id in islice(prompt_token_ids, end):
             if not self._strip_count:
                 break
             self.add(token_id)
