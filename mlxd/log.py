@@ -22,7 +22,7 @@ ACCESS_FIELDS = ("client", "method", "path", "status", "bytes", "duration_ms")
 MASK = "********"
 
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}
-_NEEDS_QUOTES = re.compile(r'[\s"=\x00-\x1f\x7f-\x9f]|^$')
+_NEEDS_QUOTES = re.compile(r'[\s"=]|^$')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -113,8 +113,8 @@ class JsonFormatter(_Formatter):
         try:
             return orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
         except TypeError:
-            # Lone surrogates, integers over 64 bits: rare, and no reason to lose the line.
-            return json.dumps(entry, default=str)
+            # Lone surrogates, integers over 64 bits, odd keys: rare, and no reason to lose the line.
+            return json.dumps({name: _plain(value) for name, value in entry.items()})
 
 
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
@@ -129,11 +129,15 @@ def _access_message(extras: dict[str, Any]) -> str:
     return f'{client} "{request}" {status} {size}B {time_taken}'
 
 
+def _plain(value: object) -> object:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
 def _quoted(value: object) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if not _NEEDS_QUOTES.search(text):
-        return text
-    return json.dumps(text, ensure_ascii=False) if not _CONTROL.search(text) else json.dumps(text)
+    if _CONTROL.search(text):
+        return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False) if _NEEDS_QUOTES.search(text) else text
 
 
 def _escape(match: re.Match[str]) -> str:

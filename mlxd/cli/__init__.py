@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command. Returns 0, or 1 for a failure, or 2 for a mistake in usage or configuration."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a mistake
         return int(stop.code or 0)
     except ConfigError as error:

@@ -118,7 +118,7 @@ class Announcer:
             return
         lines = [
             f"mlxd is ready: {model_name(self._config)} at {self._url}",
-            f"  {info.device}, {info.dtype}, {info.attention} attention, context {info.max_model_len:,} tokens",
+            f"  {info.device}, {info.dtype}, {info.attention} attention, {info.max_model_len:,} tokens",
         ]
         if info.memory.kv_pool_bytes:
             lines.append("  " + memory_line(info.memory))

@@ -36,6 +36,8 @@ NOT_AVAILABLE = frozenset(
         "chat.reasoning_parser",
         "embeddings.model",
         "mcp.config",
+        "limits.rate_limit",
+        "server.metrics",
     }
 )
 """Keys that this version knows and cannot honour: anything but their default is refused, never ignored."""

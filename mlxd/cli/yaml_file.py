@@ -71,7 +71,7 @@ def read_yaml(path: Path) -> Document:
         place = f"{name}:{mark.line + 1}" if mark else name
         raise ConfigError(f"{place}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: {error}") from None
+        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from None
     except (RecursionError, ValueError) as error:
         # Nested too deep, or a scalar that looks like a date and is none (2025-13-45).
         raise ConfigError(f"{name}: {error}") from None

@@ -1,0 +1,434 @@
+"""Arguments, commands and exit codes."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import mlxd
+from mlxd import cli
+from mlxd.cli import check, doctor, flags, serve, settings, worker_tool
+from mlxd.config import Config
+
+GUIDE_AND_API_FLAGS = [
+    "--port",
+    "--host",
+    "--api-key",
+    "--rate-limit",
+    "--timeout",
+    "--enable-metrics",
+    "--continuous-batching",
+    "--use-paged-cache",
+    "--cache-memory-mb",
+    "--cache-memory-percent",
+    "--max-tokens",
+    "--default-temperature",
+    "--default-top-p",
+    "--stream-interval",
+    "--mcp-config",
+    "--reasoning-parser",
+    "--embedding-model",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser",
+    "--no-continuous-batching",
+    "--no-use-paged-cache",
+    "--served-model-name",
+    "--max-num-seqs",
+    "--max-num-batched-tokens",
+    "--max-step-ms",
+    "--max-model-len",
+    "--block-size",
+    "--max-queue",
+    "--log-level",
+    "--log-format",
+]
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, bool]]:
+    """What would have been served."""
+    calls: list[tuple[Config, bool]] = []
+
+    def run_serve(config: Config, *, show_example: bool) -> int:
+        calls.append((config, show_example))
+        return 0
+
+    monkeypatch.setattr(serve, "run_serve", run_serve)
+    for name in [name for name in os.environ if name.startswith("MLXD_")]:
+        monkeypatch.delenv(name)
+    return calls
+
+
+def test_every_flag_of_the_guide_and_the_api_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [name for name in GUIDE_AND_API_FLAGS if not re.search(rf"{name}\b", text)] == []
+
+
+def test_defaults_are_the_guides() -> None:
+    by_flag = {flag.name: flags.default_of(flag.key) for flag in flags.FLAGS}
+    guide = {
+        "--port": 8000,
+        "--host": "0.0.0.0",
+        "--api-key": (),
+        "--rate-limit": 0,
+        "--timeout": 300,
+        "--enable-metrics": False,
+        "--cache-memory-mb": None,
+        "--cache-memory-percent": 0.20,
+        "--max-tokens": 32768,
+        "--default-temperature": None,
+        "--default-top-p": None,
+        "--stream-interval": 1,
+        "--mcp-config": None,
+        "--reasoning-parser": None,
+        "--embedding-model": None,
+        "--enable-auto-tool-choice": False,
+        "--tool-call-parser": None,
+    }
+    assert {name: by_flag[name] for name in guide} == guide
+    # API.md: batching and paging are how mlxd works, so both are on.
+    assert by_flag["--continuous-batching"] is True
+    assert by_flag["--use-paged-cache"] is True
+
+
+def test_every_flag_sets_its_key(served: list[tuple[Config, bool]]) -> None:
+    arguments = [
+        "--host",
+        "h",
+        "--port",
+        "1",
+        "--api-key",
+        "a",
+        "--api-key",
+        "b",
+        "--timeout",
+        "4",
+        "--no-continuous-batching",
+        "--no-use-paged-cache",
+        "--cache-memory-mb",
+        "5",
+        "--cache-memory-percent",
+        "0.6",
+        "--max-tokens",
+        "7",
+        "--default-temperature",
+        "0.8",
+        "--default-top-p",
+        "0.9",
+        "--stream-interval",
+        "10",
+        "--served-model-name",
+        "m",
+        "--served-model-name",
+        "n",
+        "--max-num-seqs",
+        "11",
+        "--max-num-batched-tokens",
+        "12",
+        "--max-step-ms",
+        "13",
+        "--max-model-len",
+        "14",
+        "--block-size",
+        "15",
+        "--max-queue",
+        "16",
+        "--log-level",
+        "error",
+        "--log-format",
+        "json",
+        "--set",
+        "server.backlog=17",
+    ]
+    assert cli.main(["serve", "the/model", *arguments]) == 0
+    config, show_example = served[0]
+    assert not show_example
+    assert config.model.path == "the/model"
+    values = {
+        f"{section}.{name}": getattr(getattr(config, section), name)
+        for section, name in (key.split(".") for key in settings.KEY_TYPES)
+    }
+    changed = {key: value for key, value in values.items() if value != flags.default_of(key)}
+    api_keys = changed.pop("limits.api_keys")
+    assert [(entry.name, entry.key) for entry in api_keys] == [("default", "a"), ("key-2", "b")]
+    assert changed == {
+        "model.path": "the/model",
+        "model.served_names": ("m", "n"),
+        "model.max_model_len": 14,
+        "server.host": "h",
+        "server.port": 1,
+        "server.backlog": 17,
+        "limits.timeout_seconds": 4.0,
+        "defaults.max_tokens": 7,
+        "defaults.temperature": 0.8,
+        "defaults.top_p": 0.9,
+        "defaults.stream_interval": 10,
+        "scheduler.continuous_batching": False,
+        "scheduler.max_num_seqs": 11,
+        "scheduler.max_num_batched_tokens": 12,
+        "scheduler.max_step_ms": 13.0,
+        "scheduler.max_queue": 16,
+        "cache.paged": False,
+        "cache.memory_mb": 5,
+        "cache.memory_percent": 0.6,
+        "cache.block_size": 15,
+        "log.level": "error",
+        "log.format": "json",
+    }
+    unavailable = {flag.key for flag in flags.FLAGS} - set(changed) - {"limits.api_keys"}
+    assert unavailable == settings.NOT_AVAILABLE
+
+
+def test_flags_win_over_variables_over_the_file(
+    served: list[tuple[Config, bool]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "server.yaml"
+    path.write_text("model: {path: from-file}\nserver: {port: 1, host: a, backlog: 5}\n")
+    monkeypatch.setenv("MLXD_SERVER_PORT", "2")
+    monkeypatch.setenv("MLXD_SERVER_HOST", "b")
+    assert cli.main(["-c", str(path), "--port", "3"]) == 0
+    config, _ = served[0]
+    assert config.model.path == "from-file"
+    assert (config.server.port, config.server.host, config.server.backlog) == (3, "b", 5)
+
+
+def test_demo(served: list[tuple[Config, bool]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXD_MODEL_PATH", "another/model")
+    assert cli.main(["demo", "--port", "0"]) == 0
+    config, show_example = served[0]
+    assert show_example
+    assert config.model.path == "demo:smollm2"
+    assert config.model.served_names == ("smollm2-135m-instruct",)
+    assert (config.server.host, config.server.port) == ("127.0.0.1", 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["--version"], 0, f"mlxd {mlxd.__version__}"),
+        (["--help"], 0, "serve MODEL"),
+        ([], 2, "usage: mlxd"),
+        (["srve"], 2, "srve: no such command; did you mean serve?"),
+        (["serve"], 2, "model.path: no model is given"),
+        (["serve", "m", "--prot", "1"], 2, "--prot: no such argument; did you mean --port?"),
+        (["serve", "m", "--port"], 2, "expected one argument"),
+        (["serve", "m", "--port", "x"], 2, "--port: server.port: 'x' is not allowed; expected an integer"),
+        (["serve", "m", "--set", "server.port"], 2, "--set server.port: expected SECTION.KEY=VALUE"),
+        (["serve", "m", "--set", "a.b=1"], 2, "--set: a.b: no such section"),
+        (["serve", "m", "n"], 2, "n: no such argument"),
+        (["demo", "-c", "x"], 2, "-c: no such argument"),
+        (["-c", "/none/such.yaml"], 2, "/none/such.yaml: cannot be read: No such file or directory"),
+    ],
+)
+def test_exit_codes_and_words(
+    arguments: list[str],
+    code: int,
+    expected: str,
+    served: list[tuple[Config, bool]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(arguments) == code
+    captured = capsys.readouterr()
+    assert expected in (captured.err if code else captured.out)
+    assert "Traceback" not in captured.err
+    assert not served
+
+
+def test_playback_needs_no_model(served: list[tuple[Config, bool]]) -> None:
+    assert cli.main(["serve", "--set", "worker.backend=playback"]) == 0
+
+
+def test_an_interrupt_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: Config, *, show_example: bool) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "run_serve", interrupt)
+    assert cli.main(["demo"]) == 1
+
+
+def test_a_reader_that_leaves_is_no_traceback() -> None:
+    script = "import sys, mlxd.cli; sys.exit(mlxd.cli.main(['check', '--set', 'worker.backend=playback']))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={"PATH": ""}
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    errors = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 1
+    assert errors == b""
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed() -> None:
+    """`mlxd serve` listens in under a second: no rich without a terminal, and never mlx."""
+    script = """
+import sys
+import mlxd.cli.serve, mlxd.cli.settings, mlxd.cli.flags
+mlxd.cli._config("demo", mlxd.cli._command_parser("demo").parse_args([]))
+heavy = {"mlx", "mlx_lm", "numpy", "rich", "transformers", "huggingface_hub"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+class TestCheck:
+    def run(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+        code = cli.main(["check", *arguments])
+        return code, capsys.readouterr().out
+
+    def test_prints_the_configuration_masked_and_the_plan(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        asked: list[bytes] = []
+
+        def run_tool(module: str, stdin: bytes) -> dict[str, object]:
+            asked.append(stdin)
+            return {"memory": [8_000_000_000, 540_000_000, 60_000_000, 1_200_000_000, 46_080]}
+
+        monkeypatch.setattr(check, "run_tool", run_tool)
+        code, out = self.run(capsys, "some/model", "--api-key", "hunter2", "--port", "9")
+        assert code == 0
+        assert "hunter2" not in out and b"hunter2" not in asked[0]
+        assert (
+            "# memory: 0.54 GB weights + 1.20 GB KV pool (26,041 tokens) + 0.06 GB activations "
+            "= 1.80 of 8.00 GB"
+        ) in out
+        path = tmp_path / "again.yaml"
+        path.write_text(out)
+        again = settings.load(path, {}, {})
+        assert again.server.port == 9
+        assert msgspec.json.decode(asked[0], type=Config).server.port == 9
+
+    @pytest.mark.parametrize(
+        ("answer", "code", "expected"),
+        [
+            ({"error": "not on disk", "fatal": False}, 0, "# memory plan: not on disk"),
+            ({"error": "needs 9 GB of 8", "fatal": True}, 1, "# memory plan: needs 9 GB of 8"),
+            (worker_tool.ToolError("it broke"), 0, "# memory plan: not known: it broke"),
+        ],
+    )
+    def test_says_why_there_is_no_plan(
+        self,
+        answer: object,
+        code: int,
+        expected: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def run_tool(module: str, stdin: bytes) -> object:
+            if isinstance(answer, Exception):
+                raise answer
+            return dict(answer)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(check, "run_tool", run_tool)
+        got, out = self.run(capsys, "some/model")
+        assert got == code
+        assert expected in out
+
+    def test_needs_no_model(self, capsys: pytest.CaptureFixture[str]) -> None:
+        code, out = self.run(capsys, "--host", "127.0.0.1")
+        assert (code, "open to the network" in out) == (0, False)
+        assert "no model is given" in out
+        assert "open to the network" in self.run(capsys)[1]
+
+
+class TestWorkerTool:
+    @pytest.fixture
+    def module(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        return tmp_path / "a_tool.py"
+
+    def test_reads_the_last_line(self, module: Path) -> None:
+        module.write_text("import sys\nprint('hello')\nprint('{\"got\": ' + sys.stdin.read() + '}')\n")
+        assert worker_tool.run_tool("a_tool", b"[1]") == {"got": [1]}
+
+    @pytest.mark.parametrize(
+        ("code", "expected"),
+        [
+            ("raise SystemExit('no such device')", "exit code 1: no such device"),
+            ("", "exit code 0: it printed nothing"),
+            ("print('[]')", "exit code 0"),
+        ],
+    )
+    def test_a_tool_that_gives_no_object(self, module: Path, code: str, expected: str) -> None:
+        module.write_text(code)
+        with pytest.raises(worker_tool.ToolError, match=expected):
+            worker_tool.run_tool("a_tool")
+
+    def test_a_tool_that_hangs(self, module: Path) -> None:
+        module.write_text("import time; time.sleep(60)")
+        with pytest.raises(worker_tool.ToolError, match="did not answer within"):
+            worker_tool.run_tool("a_tool", timeout_seconds=0.2)
+
+
+class TestDoctor:
+    def run(
+        self, worker: dict[str, object] | Exception, monkeypatch: pytest.MonkeyPatch, *arguments: str
+    ) -> int:
+        def run_tool(module: str) -> dict[str, object]:
+            if isinstance(worker, Exception):
+                raise worker
+            return dict(worker)
+
+        monkeypatch.setattr(doctor, "run_tool", run_tool)
+        return cli.main(["doctor", *arguments])
+
+    def test_all_well(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        facts: dict[str, object] = {
+            "device": "cpu (x)",
+            "free_bytes": 2_500_000_000,
+            "blas": {"name": "openblas", "gflops": 123.456, "fast": True},
+            "problems": [],
+        }
+        assert self.run(facts, monkeypatch) == 0
+        out = capsys.readouterr().out
+        for expected in ("cpu (x)", "2.50 GB", "name openblas, gflops 123.5, fast yes", "everything works"):
+            assert expected in out
+
+    def test_problems_are_a_failure(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert self.run({"problems": ["slow BLAS [x]: install y"]}, monkeypatch) == 1
+        assert "✗ slow BLAS [x]: install y" in capsys.readouterr().out
+        assert self.run(worker_tool.ToolError("gone"), monkeypatch) == 1
+        assert "examination failed: gone" in " ".join(capsys.readouterr().out.split())
+
+    def test_json(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        assert self.run({"device": "cpu", "problems": ["p"]}, monkeypatch, "--json") == 1
+        facts = msgspec.json.decode(capsys.readouterr().out)
+        assert facts["device"] == "cpu"
+        assert facts["problems"] == ["p"]
+        assert facts["mlxd"] == mlxd.__version__
+
+
+class TestBench:
+    def test_runs_the_named_module_of_the_checkout(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "bench"
+        (folder / "load").mkdir(parents=True)
+        (folder / "load" / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
+        (folder / "one.py").write_text('if __name__ == "__main__":\n    print("one")\n')
+        (folder / "report.py").write_text("")
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["bench", "load", "--rate", "5"]) == 3
+        assert "['--rate', '5']" in capfd.readouterr().out
+        assert cli.main(["bench", "one"]) == 0
+        assert cli.main(["bench", "report"]) == 2
+        assert "report: no such benchmark (there are load, one)" in capfd.readouterr().err
+        assert cli.main(["bench"]) == 2
+
+    def test_outside_a_checkout(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["bench", "serve"]) == 2
+        assert "part of the source checkout" in capsys.readouterr().err
