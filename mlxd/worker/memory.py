@@ -30,6 +30,8 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     num_heads: int
+    num_kv_heads: int
+    head_dim: int
     num_layers: int
     vocab_size: int
 
@@ -41,16 +43,23 @@ class ModelShape:
             values = (text_config.get(key) for key in keys)
             return next((value for value in values if isinstance(value, int) and value > 0), default)
 
+        num_heads = first("num_attention_heads", "n_head", "n_heads", default=32)
         hidden_size = first("hidden_size", "n_embd", "d_model", "dim", default=4096)
         return cls(
             hidden_size=hidden_size,
             intermediate_size=first(
                 "intermediate_size", "n_inner", "ffn_dim", "hidden_dim", default=4 * hidden_size
             ),
-            num_heads=first("num_attention_heads", "n_head", "n_heads", default=max(1, hidden_size // 128)),
+            num_heads=num_heads,
+            num_kv_heads=first("num_key_value_heads", default=num_heads),
+            head_dim=first("head_dim", default=max(1, hidden_size // num_heads)),
             num_layers=first("num_hidden_layers", "n_layer", "n_layers", "num_layers", default=32),
             vocab_size=first("vocab_size", default=32000),
         )
+
+    def kv_bytes_per_token(self, dtype_bytes: int) -> int:
+        """As if every layer kept plain keys and values: the upper estimate for models with other caches."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +154,7 @@ def plan_pool(
     needed_now = pool_bytes + activations + (0 if weights_loaded else weights_bytes)
     if needed_now > device.available_bytes:
         warnings.append(
-            f"{mib(needed_now)} are still to be allocated, but only {mib(device.available_bytes)} are free now"
+            f"{mib(needed_now)} are yet to be allocated, but {mib(device.available_bytes)} are free"
         )
     plan = MemoryPlan(
         device_bytes=device.total_bytes,

@@ -12,16 +12,18 @@ import platform as host
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 import mlxd
 from mlxd.config import Config
 from mlxd.step import ModelFiles, Progress, StepPlan, WorkerReady
 from mlxd.worker import platform
 from mlxd.worker.backend import Send
-from mlxd.worker.loader import context_length, open_model, text_config
+from mlxd.worker.loader import open_model
 from mlxd.worker.memory import ModelShape, check_weights_fit, plan_pool
+from mlxd.worker.model_facts import context_length, text_config
 from mlxd.worker.model_source import resolve_model
-from mlxd.worker.runner import PendingStep, Runner, check_supported, kv_bytes_per_token
+from mlxd.worker.runner import PendingStep, Runner, UnsupportedModelError, check_supported, kv_bytes_per_token
 from mlxd.worker.step_loop import MemoryUse
 
 logger = logging.getLogger(__name__)
@@ -42,7 +44,8 @@ class MlxBackend:
         platform.set_memory_limits(device)
         folder = resolve_model(config.model, self._send, self._announce)
         skeleton = open_model(folder, config.model, device.kind)
-        check_supported(skeleton.model)
+        if config.cache.paged:
+            check_supported(skeleton.model)
         check_weights_fit(device, skeleton.weights_bytes())
         loaded = skeleton.load(self._send)
         shape = ModelShape.of(text_config(loaded.config))
@@ -51,7 +54,7 @@ class MlxBackend:
             platform.detect_device(),
             shape,
             weights_bytes=loaded.weights_bytes,
-            kv_bytes_per_token=kv_bytes_per_token(loaded.model, loaded.dtype),
+            kv_bytes_per_token=token_bytes(loaded.model, shape, loaded.dtype),
             dtype_bytes=loaded.dtype.size,
             model_context=context_length(loaded.config),
         )
@@ -77,7 +80,7 @@ class MlxBackend:
         return WorkerReady(
             pid=os.getpid(),
             model_type=loaded.model_type,
-            vocab_size=shape.vocab_size,
+            vocab_size=runner.vocab_size,
             max_model_len=plan.max_model_len,
             num_blocks=plan.num_blocks,
             block_size=config.cache.block_size,
@@ -98,6 +101,14 @@ class MlxBackend:
 
     def _announce(self, folder: Path) -> None:
         self._send(ModelFiles(str(folder.resolve())))
+
+
+def token_bytes(model: nn.Module, shape: ModelShape, dtype: mx.Dtype) -> int:
+    """Bytes of cache a token takes; estimated where the model's caches are no plain keys and values."""
+    try:
+        return kv_bytes_per_token(model, dtype)
+    except UnsupportedModelError:
+        return shape.kv_bytes_per_token(dtype.size)
 
 
 def versions() -> dict[str, str]:

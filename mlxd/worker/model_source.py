@@ -5,6 +5,7 @@ It does not read weights. The front gets the folder's path as soon as the small 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -15,18 +16,12 @@ from mlxd.config import ModelConfig
 from mlxd.errors import ConfigError, WorkerError
 from mlxd.step import Progress
 from mlxd.worker.demo_model import DEMO_MODEL, fetch_demo_model
-from mlxd.worker.model_cache import Report
+from mlxd.worker.model_cache import Report, build_folder, cache_root
 
-SMALL_FILES = (
-    "*.json",
-    "*.jsonl",
-    "*.jinja",
-    "*.txt",
-    "*.py",
-    "*.tiktoken",
-    "tokenizer.model",
-    "tiktoken.model",
-)
+CONVERTER_VERSION = 1
+"""part of a converted folder's name: raise it when gguf.py writes something else"""
+TOKENIZER_FILES = ("tokenizer.model", "tiktoken.model", "*.tiktoken")
+SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.py", *TOKENIZER_FILES)
 WEIGHT_FILES = ("model*.safetensors",)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
@@ -34,16 +29,16 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 def resolve_model(
     model: ModelConfig, report: Report, on_small_files: Callable[[Path], None], *, offline: bool = False
 ) -> Path:
-    """The folder with config.json and the weights; `on_small_files(folder)` is called before the big ones come.
+    """The folder with config.json and weights. `on_small_files(folder)` is called before the big ones come.
 
-    `offline`: only what is on disk already (mlxd check). ConfigError where the operator must act, WorkerError
-    where another try may help.
+    ConfigError where the operator must act, WorkerError where another try may help. `offline`: WorkerError
+    too for whatever would have to be downloaded or converted first (mlxd check).
     """
     if not model.path:
         raise ConfigError("model.path is not set: give a Hugging Face id, a folder, or a .gguf file")
     report(Progress("resolve", 0, 0, detail=model.path))
     if model.path == DEMO_MODEL:
-        folder = converted(fetch_demo_model(report), report)
+        folder = converted(fetch_demo_model(report, offline=offline), report, offline=offline)
     else:
         path = Path(model.path).expanduser()
         if path.is_dir():
@@ -51,7 +46,7 @@ def resolve_model(
         elif path.is_file():
             if path.suffix != ".gguf":
                 raise ConfigError(f"model.path {model.path!r} is a file, but no .gguf file")
-            folder = converted(path, report)
+            folder = converted(path, report, offline=offline)
         elif HUB_ID.fullmatch(model.path) and path.suffix != ".gguf":
             return hub_folder(model, report, on_small_files, offline=offline)
         else:
@@ -60,11 +55,22 @@ def resolve_model(
     return folder
 
 
-def converted(path: Path, report: Report) -> Path:
-    # Imported late: it imports MLX, which playback must not.
-    from mlxd.worker.gguf import converted_folder
+def converted(path: Path, report: Report, *, offline: bool) -> Path:
+    """The MLX folder of the GGUF file at `path`, converted on first use. ConfigError if it cannot be."""
 
-    return converted_folder(path, report)
+    def convert(folder: Path) -> None:
+        # Imported only now: it imports MLX, which playback must do without.
+        from mlxd.worker import gguf
+
+        gguf.convert(path, folder, report)
+
+    stat = path.stat()
+    identity = f"{path.name}:{stat.st_size}:{stat.st_mtime_ns}:{CONVERTER_VERSION}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    target = cache_root() / "gguf" / f"{path.stem}-{digest}"
+    if offline and not target.is_dir():
+        raise WorkerError(f"{path.name} is not converted yet; the first start does it")
+    return build_folder(target, convert)
 
 
 def checked_folder(path: Path, name: str) -> Path:
@@ -82,16 +88,16 @@ def hub_folder(
     import huggingface_hub
     from huggingface_hub import errors
 
-    assert model.path is not None
-    name = model.path if model.revision is None else f"{model.path} at {model.revision}"
+    repository = model.path or ""
+    name = repository if model.revision is None else f"{model.path} at {model.revision}"
 
     def fetch(patterns: tuple[str, ...]) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                model.path,
+                repository,
                 revision=model.revision,
                 allow_patterns=list(patterns),
-                tqdm_class=progress_class(report, model.path or ""),
+                tqdm_class=progress_class(report, repository),
                 local_files_only=offline,
             )
         )
@@ -114,10 +120,10 @@ def hub_folder(
             "(a private one needs HF_TOKEN)"
         ) from None
     except errors.LocalEntryNotFoundError:
-        if offline or huggingface_hub.constants.HF_HUB_OFFLINE:
-            raise ConfigError(
-                f"{name} is not on this machine, and the Hugging Face hub may not be asked"
-            ) from None
+        if offline:
+            raise WorkerError(f"{name} is not downloaded yet; the first start does it") from None
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            raise ConfigError(f"{name} is not on this machine, and HF_HUB_OFFLINE is set") from None
         raise WorkerError(
             f"{name} is not on this machine, and the Hugging Face hub cannot be reached"
         ) from None
@@ -130,11 +136,11 @@ def progress_class(report: Report, detail: str) -> type[Any]:
 
     The hub shows a download in two bars (received, written) with the same total: the larger one counts.
     """
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped, unused-ignore]
 
     furthest = 0
 
-    class ReportingBar(tqdm):  # type: ignore[type-arg, unused-ignore]
+    class ReportingBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})

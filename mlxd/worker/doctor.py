@@ -1,0 +1,85 @@
+"""`python -m mlxd.worker.doctor`: what MLX finds on this machine, as one JSON object, for `mlxd doctor`.
+
+It does not know models: the self-check runs on a tiny one with random weights. `problems` lists, in words and
+with a remedy, what would make mlxd wrong or slow here.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from mlxd.worker import lean_import, platform
+
+SLOW_GFLOPS = 20.0
+"""below this a CPU does not use a tuned BLAS, whatever was loaded"""
+
+
+def examine() -> dict[str, object]:
+    """The object to print."""
+    blas = platform.prepare()
+    lean_import.install()
+    import mlx.core as mx
+
+    from mlxd.worker.mlx_backend import versions
+
+    device = platform.detect_device()
+    problems: list[str] = []
+    facts: dict[str, object] = {
+        "versions": versions(),
+        "device": str(device),
+        "memory": {
+            "total_bytes": device.total_bytes,
+            "usable_bytes": device.memory_bytes,
+            "free_bytes": device.available_bytes,
+        },
+    }
+    if device.kind == "cpu":
+        report = platform.blas_report()
+        facts["blas"] = report
+        if blas.problem:
+            problems.append(f"matrix products use the slow reference BLAS: {blas.problem}")
+        elif float(str(report["gflops"])) < SLOW_GFLOPS:
+            problems.append(f"matrix products are slow ({report['gflops']} GFLOP/s) with {blas.name}")
+    else:
+        facts["matrix_products"] = {"gflops": round(platform.gflops(4096), 1)}
+    attention, warnings = check_attention()
+    facts["attention"] = attention
+    facts["self_check"] = "passed" if not warnings else "failed"
+    facts["mlx_memory"] = {"peak_bytes": mx.get_peak_memory()}
+    return facts | {"problems": problems + warnings}
+
+
+def check_attention() -> tuple[str, list[str]]:
+    """(the attention that models get here, what the runner's self-check says of it)."""
+    import mlx.core as mx
+    from mlx_lm.models import llama
+
+    from mlxd.worker.runner import Runner
+
+    arguments = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=64,
+        num_hidden_layers=2,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rms_norm_eps=1e-5,
+        vocab_size=256,
+        tie_word_embeddings=True,
+    )
+    mx.random.seed(0)
+    model = llama.Model(arguments)
+    mx.eval(model.parameters())
+    runner = Runner(model, num_blocks=16, block_size=16, max_num_seqs=4, dtype=mx.float32)
+    return runner.attention_name, runner.self_check()
+
+
+def main() -> int:
+    print(msgspec.json.encode(examine()).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
