@@ -30,6 +30,6 @@ class EngineStats:
     def count_finished(self, reason: str, num_output_tokens: int, running_seconds: float | None) -> None:
         self.num_requests += 1
         self.num_output_tokens += num_output_tokens
-        self.finish_reasons[reason] += 1
+        self.finish_reasons[str(reason)] += 1
         if running_seconds is not None:
             self.mean_request_seconds += 0.1 * (running_seconds - self.mean_request_seconds)
