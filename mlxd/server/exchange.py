@@ -329,6 +329,7 @@ class Exchange:
         self.response_complete = True
         self.streaming = False
         self._body.clear()
+        self.body_bytes_buffered = 0
         self._event.set()
         self._log()
         self.connection.response_finished(self)

@@ -1,6 +1,6 @@
 """Listening sockets: TCP or Unix, made before anything slow happens.
 
-It does not know who accepts on them. Errors are OSErrors whose text names the address.
+It does not know who accepts on them. Errors are OSErrors: `strerror` the reason, `filename` the address.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def _bind_tcp(host: str, port: int) -> list[socket.socket]:
                 sock.close()
                 if error.errno == errno.EADDRNOTAVAIL and len(addresses) > 1:
                     continue
-                raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from None
+                raise OSError(error.errno, error.strerror, f"{host}:{port}") from None
             sock.setblocking(False)
             sockets.append(sock)
         if not sockets:
-            raise OSError(errno.EADDRNOTAVAIL, f"cannot listen on {host}:{port}: no such address here")
+            raise OSError(errno.EADDRNOTAVAIL, "No such address here", f"{host}:{port}")
     except OSError:
         for sock in sockets:
             sock.close()
@@ -93,7 +93,8 @@ def _bind_unix(path: str) -> socket.socket:
         sock.bind(path)
     except OSError as error:
         sock.close()
-        raise OSError(error.errno, f"cannot listen on unix:{path}: {error.strerror or error}") from None
+        # A path that is too long has no errno.
+        raise OSError(error.errno or errno.EINVAL, error.strerror or str(error), path) from None
     finally:
         os.umask(umask)
     sock.setblocking(False)
@@ -105,7 +106,7 @@ def _remove_stale(path: str) -> None:
     if not os.path.lexists(path):
         return
     if inode_of(path) is None:
-        raise OSError(errno.EEXIST, f"cannot listen on unix:{path}: a file that is no socket is there")
+        raise OSError(errno.EEXIST, "A file that is no socket is in the way", path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1.0)
         try:
@@ -115,4 +116,4 @@ def _remove_stale(path: str) -> None:
             return
         except OSError:
             pass  # alive but busy, or not ours to judge
-    raise OSError(errno.EADDRINUSE, f"cannot listen on unix:{path}: another server listens there")
+    raise OSError(errno.EADDRINUSE, "Another server listens there", path)

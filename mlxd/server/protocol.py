@@ -191,7 +191,7 @@ class Connection(asyncio.Protocol):
     def _check_opaque_bytes(self) -> None:
         """The parser holds an unfinished header, and passes over chunk extensions, without a word to us."""
         config = self.context.config
-        if self._opaque_bytes > config.max_request_line_bytes + config.max_header_bytes:
+        if self._opaque_bytes > config.max_request_line_bytes + config.max_header_bytes + len(b"\r\n\r\n"):
             raise RefusedRequest(431, "The request line and headers are too long.", code="headers_too_large")
 
     def _ignore_upgrade(self) -> None:

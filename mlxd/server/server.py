@@ -186,8 +186,8 @@ def serve(
     """Serve until SIGTERM or SIGINT; a second one stops at once. Returns the process's exit code.
 
     `on_listening` gets the URL (`http://host:port` with the real port, or `unix:PATH`) once connections are
-    accepted. 0 after an orderly end; 1 when the address cannot be had, startup fails, or the application's
-    lifespan call raises.
+    accepted. 0 after an orderly end; 1 when startup fails or the application's lifespan call raises.
+    Raises OSError when the address cannot be had.
     """
     server = Server(app, config, on_shutdown_deadline=on_shutdown_deadline, access_log=access_log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -222,8 +222,8 @@ async def _serve(server: Server, on_listening: Callable[[str], None] | None) -> 
             await stopping
         await server.shutdown(at_once=at_once)
         return 1 if failed else 0
-    except (OSError, StartupFailed) as error:
-        logger.error("%s", error)
+    except StartupFailed as error:
+        logger.error("the application did not start: %s", error)
         return 1
     finally:
         stopping.cancel()
