@@ -64,7 +64,7 @@ def _print_table(facts: dict[str, object], problems: list[str]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), readable(name, value))
+        table.add_row(spoken(name), readable(name, value))
     console = Console(soft_wrap=False)
     console.print(table)
     for problem in problems:
@@ -73,10 +73,16 @@ def _print_table(facts: dict[str, object], problems: list[str]) -> None:
         console.print("✓ everything works", style="green")
 
 
+def spoken(name: str) -> str:
+    """A fact's name in words; its unit stands with the value."""
+    return name.removesuffix("_bytes").replace("_", " ")
+
+
 def readable(name: str, value: object) -> str:
-    """A fact on one line: bytes as GB, mappings and lists joined."""
+    """A fact on one line: bytes as GB, mappings and lists joined, empty parts left out."""
     if isinstance(value, dict):
-        return ", ".join(f"{key.replace('_', ' ')} {readable(key, part)}" for key, part in value.items())
+        parts = [(key, readable(key, part)) for key, part in value.items()]
+        return ", ".join(f"{spoken(key)} {text}" for key, text in parts if text)
     if isinstance(value, list):
         return ", ".join(readable("", part) for part in value) or "none"
     if isinstance(value, int) and name.endswith("_bytes"):

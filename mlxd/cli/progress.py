@@ -52,11 +52,10 @@ class TerminalProgress:
     def update(self, progress: Progress) -> None:
         if self._bars is None:
             self._bars = self._open()
-        if progress.stage != self._stage:
+        if self._task is None or progress.stage != self._stage:
             self._finish_stage()
             self._stage = progress.stage
             self._task = self._bars.add_task(_title(progress.stage), total=None, count="")
-        assert self._task is not None
         self._bars.update(
             self._task, completed=progress.done, total=progress.total or None, count=amount(progress)
         )

@@ -9,6 +9,7 @@ import ipaddress
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -96,20 +97,20 @@ class Announcer:
 
     def ready(self, info: WorkerReady) -> None:
         """The worker takes requests: for the first time, or again after a restart."""
+        self._view.close()
         if self._info is not None:
             logger.info("the worker is ready again", extra={"worker_pid": info.pid})
             return
         self._info = info
-        self._view.close()
         for warning in info.warnings:
             logger.warning("%s", warning)
         self._print_when_complete()
 
     def failed(self, reason: str) -> None:
-        """There will be no worker: ends the server, as a signal would."""
+        """There will be no worker (the engine has logged why): ends the server, as a signal would."""
         self.has_failed = True
         self._view.close()
-        logger.error("%s", reason)
+        logger.error("stopping: %s", reason)
         self._stop()
 
     def _print_when_complete(self) -> None:
@@ -120,7 +121,7 @@ class Announcer:
             f"mlxd is ready: {model_name(self._config)} at {self._url}",
             f"  {info.device}, {info.dtype}, {info.attention} attention, {info.max_model_len:,} tokens",
         ]
-        if info.memory.kv_pool_bytes:
+        if info.memory.device_bytes:
             lines.append("  " + memory_line(info.memory))
         if self._show_example:
             lines += ["Try it:", "  " + curl_line(self._config, self._url)]
@@ -162,8 +163,11 @@ def curl_line(config: Config, url: str) -> str:
         "temperature": 0,
     }
     socket = config.server.unix_socket
-    where = f"--unix-socket {socket} http://localhost" if socket else url.replace("0.0.0.0", "127.0.0.1")
+    if socket is None:
+        # A server that listens on every address is reached on this machine's own.
+        where = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    else:
+        where = f"--unix-socket {shlex.quote(socket)} http://localhost"
     key = ' -H "authorization: Bearer $MLXD_API_KEY"' if config.limits.api_keys else ""
-    return (
-        f"curl {where}/v1/chat/completions -H 'content-type: application/json'{key} -d '{json.dumps(body)}'"
-    )
+    content = json.dumps(body)
+    return f"curl {where}/v1/chat/completions -H 'content-type: application/json'{key} -d '{content}'"
