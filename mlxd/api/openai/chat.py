@@ -102,14 +102,17 @@ async def encode_chat(
         raise InvalidRequestError(
             f"chat_template_kwargs: {min(clash)} is a field of its own", param="chat_template_kwargs"
         )
-    text = model.template.render(
-        rendered,
-        add_generation_prompt=not continue_final_message
-        if add_generation_prompt is None
-        else add_generation_prompt,
-        continue_final_message=bool(continue_final_message),
-        **kwargs,
-    )
+    try:
+        text = model.template.render(
+            rendered,
+            add_generation_prompt=(
+                not continue_final_message if add_generation_prompt is None else add_generation_prompt
+            ),
+            continue_final_message=bool(continue_final_message),
+            **kwargs,
+        )
+    except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
+        raise InvalidRequestError("messages: nested too deeply", param="messages") from error
     # A template writes the special tokens itself.
     [token_ids] = await model.encode([text], add_special_tokens=bool(add_special_tokens))
     return token_ids

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from mlxd.api.openai.schema import ChatCompletionRequest
 from mlxd.engine.request import FinishReason
 from tests.unit.api.fakes import (
-    END,
     NOW,
     TOKENIZER,
     FakeEngine,
@@ -161,8 +161,6 @@ def test_request_fields_reach_the_engine(fields: dict[str, Any], expected: dict[
 
 
 def test_null_is_absent_for_every_optional_field() -> None:
-    from mlxd.api.openai.schema import ChatCompletionRequest
-
     names = set(ChatCompletionRequest.__struct_fields__) - {"messages"}
     engine = FakeEngine()
     ask(engine, **dict.fromkeys(names))
@@ -457,5 +455,9 @@ def test_models_answer_to_their_names() -> None:
     assert (error["code"], error["param"], error["type"]) == ("model_not_found", "model", "not_found_error")
 
 
-def test_end_token_is_known_to_the_fake() -> None:
-    assert TOKENIZER.token_to_id("<|end|>") == END
+@pytest.mark.parametrize("arguments", ["[" * 100_000, '{"a": "\\ud800"}', "no JSON"])
+def test_arguments_in_the_history_may_be_anything(arguments: str) -> None:
+    call_ = {"id": "c", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "tool_calls": [call_]}]
+    response = call(make_app(FakeEngine()), "POST", PATH, json={"messages": messages})
+    assert response.status_code in (200, 400), response.text

@@ -1,0 +1,250 @@
+"""What ends an answer early: the client leaving, cancels, errors, shutdown; and that nothing is left over."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from mlxd.api.app import App
+from mlxd.errors import GenerationTimeout, WorkerError
+from tests.unit.api.fakes import FakeEngine, Wire, call, client, fails, make_app, says, sse_json, until
+
+CHAT = "/v1/chat/completions"
+MESSAGES = [{"role": "user", "content": "Hi"}]
+WHOLE = json.dumps({"messages": MESSAGES}).encode()
+STREAM = json.dumps({"messages": MESSAGES, "stream": True, "n": 2}).encode()
+
+Scenario = Callable[[FakeEngine, App], Awaitable[None]]
+
+
+def play(scenario: Scenario, *, held: bool = True, **config: Any) -> None:
+    """Run a scenario; afterwards nothing may run any more, neither in the engine nor in the loop."""
+
+    async def run() -> None:
+        engine = FakeEngine(says("Hello"))
+        engine.held = held
+        app = make_app(engine, config)
+        await scenario(engine, app)
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+        assert engine.num_running == 0
+        assert not app._services.active._by_id
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("body", [WHOLE, STREAM])
+def test_a_client_that_leaves_frees_its_sequences(body: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, body, x_request_id="me")
+        await until(lambda: engine.num_running > 0)
+        num_running = engine.num_running
+        wire.disconnect()
+        await wire.task
+        assert len(engine.cancelled) == num_running
+
+    with caplog.at_level(logging.INFO, "mlxd.api"):
+        play(scenario)
+    [record] = caplog.records
+    assert (record.status, record.request_id) == (499, "me")  # type: ignore[attr-defined]
+
+
+def test_a_client_that_leaves_gets_no_answer() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, WHOLE)
+        await until(lambda: engine.num_running > 0)
+        wire.disconnect()
+        await wire.task
+        assert wire.sent == []
+
+    play(scenario)
+
+
+def test_a_broken_pipe_ends_a_stream() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, STREAM)
+        await until(lambda: len(wire.sent) > 0)
+        wire.broken = True
+        engine.release()
+        await wire.task
+        assert [message["type"] for message in wire.sent] == ["http.response.start"]
+        assert engine.cancelled
+
+    play(scenario)
+
+
+def test_a_broken_pipe_before_the_answer() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wires = [Wire(app, "POST", CHAT, STREAM), Wire(app, "GET", "/nothing"), Wire(app, "GET", "/health")]
+        for wire in wires:
+            wire.broken = True
+        await asyncio.gather(*(wire.task for wire in wires))
+        assert all(wire.sent == [] for wire in wires)
+
+    play(scenario)
+
+
+def test_a_client_that_leaves_within_its_body() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        messages = iter(
+            [
+                {"type": "http.request", "body": b'{"mess', "more_body": True},
+                {"type": "http.disconnect"},
+            ]
+        )
+
+        async def receive() -> Any:
+            return next(messages)
+
+        async def send(message: Any) -> None:
+            raise AssertionError("nobody is there")
+
+        await app({"type": "http", "method": "POST", "path": CHAT, "headers": []}, receive, send)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("which", ["body id", "header id", "choice id"])
+@pytest.mark.parametrize(("method", "suffix"), [("POST", "/cancel"), ("DELETE", "")])
+def test_cancel_by_id(which: str, method: str, suffix: str) -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, WHOLE, x_request_id="mine")
+        await until(lambda: engine.num_running > 0)
+        choice_id = engine.submitted[0].request_id
+        key = {"body id": choice_id.removesuffix("-0"), "header id": "mine", "choice id": choice_id}[which]
+        async with client(app) as http:
+            response = await http.request(method, f"/v1/requests/{key}{suffix}")
+            assert response.status_code == 200
+            assert response.json() == {"id": key, "object": "request", "cancelled": True}
+            await wire.task
+            assert (await http.request(method, f"/v1/requests/{key}{suffix}")).status_code == 404
+        assert wire.status == 499
+        assert json.loads(wire.body)["error"]["code"] == "request_cancelled"
+
+    play(scenario)
+
+
+def test_cancel_of_a_stream_is_its_last_frame() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, STREAM, x_request_id="mine")
+        await until(lambda: len(wire.sent) > 0)
+        async with client(app) as http:
+            assert (await http.delete("/v1/requests/mine")).status_code == 200
+        await wire.task
+        *_, last = sse_json(wire.body)
+        assert last["error"]["code"] == "request_cancelled"
+        assert wire.sent[-1]["more_body"] is False
+
+    play(scenario)
+
+
+def test_nobody_cancels_anothers_request_by_its_header_id() -> None:
+    keys = {"api_keys": [{"name": "a", "key": "ka"}, {"name": "b", "key": "kb"}]}
+
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, WHOLE, x_request_id="shared", x_api_key="ka")
+        await until(lambda: engine.num_running > 0)
+        async with client(app) as http:
+            response = await http.delete("/v1/requests/shared", headers={"x-api-key": "kb"})
+            assert response.status_code == 404
+            response = await http.delete("/v1/requests/shared", headers={"x-api-key": "ka"})
+            assert response.status_code == 200
+        await wire.task
+
+    play(scenario, limits=keys)
+
+
+def test_shutdown_ends_streams_with_a_proper_frame() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        stream, whole = Wire(app, "POST", CHAT, STREAM), Wire(app, "POST", CHAT, WHOLE)
+        await until(lambda: engine.num_running == 3)
+        app.end_streams()
+        await asyncio.gather(stream.task, whole.task)
+        assert stream.status == 200 and whole.status == 503
+        [last] = [chunk for chunk in sse_json(stream.body) if "error" in chunk]
+        assert last["error"]["code"] == "not_ready"
+        assert "shutting down" in last["error"]["message"]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code", "message"),
+    [
+        (WorkerError("the worker stopped"), 500, "worker_error", "the worker stopped"),
+        (GenerationTimeout("too slow"), 504, "timeout", "too slow"),
+        (RuntimeError("secret internals"), 500, "internal_error", "generation failed"),
+    ],
+)
+def test_errors_while_generating(error: Exception, status: int, code: str, message: str) -> None:
+    def app() -> App:
+        return make_app(FakeEngine(fails(error, after="ab")))
+
+    response = call(app(), "POST", CHAT, json={"messages": MESSAGES})
+    assert response.status_code == status
+    assert response.json()["error"] == {
+        "message": message,
+        "type": response.json()["error"]["type"],
+        "param": None,
+        "code": code,
+    }
+    response = call(app(), "POST", CHAT, json={"messages": MESSAGES, "stream": True})
+    assert response.status_code == 200
+    *chunks, last = sse_json(response.content)
+    assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks) == "ab"
+    assert (last["error"]["code"], last["error"]["message"]) == (code, message)
+
+
+def test_one_failed_choice_ends_the_others() -> None:
+    def script(request: Any) -> Any:
+        return (fails(WorkerError("gone")) if request.index == 1 else says("long " * 50))(request)
+
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        engine.script = script
+        for body in (STREAM, json.dumps({"messages": MESSAGES, "n": 2}).encode()):
+            await Wire(app, "POST", CHAT, body).task
+        assert [key.rpartition("-")[2] for key in engine.cancelled] == ["0", "0"]
+
+    play(scenario, held=False)
+
+
+def test_bugs_in_a_stream_are_its_last_frame(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlxd.api.openai.usage.Usage.add", lambda self, output: 1 / 0)
+    response = call(
+        make_app(FakeEngine()),
+        "POST",
+        CHAT,
+        json={"messages": MESSAGES, "stream": True},
+        headers={"x-request-id": "rid"},
+    )
+    *_, last = sse_json(response.content)
+    assert "rid" in last["error"]["message"] and "division" not in response.text
+    assert [record.exc_info is not None for record in caplog.records] == [True]
+
+
+def test_all_that_is_new_goes_out_in_one_write() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, STREAM)
+        await wire.task
+        # Start, one write a turn (five characters and the end, two choices each), and the end.
+        assert len(wire.sent) == 1 + 6 + 1
+        assert wire.sent[2]["body"].count(b"\n\n") == 2
+
+    play(scenario, held=False)
+
+
+def test_a_stream_starts_before_its_first_token() -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        wire = Wire(app, "POST", CHAT, STREAM)
+        await until(lambda: len(wire.sent) > 0)
+        assert wire.status == 200 and wire.body == b""
+        engine.release()
+        await wire.task
+
+    play(scenario)
