@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import jinja2
 
-from mlxd.chat.messages import Message, MessageStyle, prepare_messages
+from mlxd.chat.messages import Message, prepare_messages
 from mlxd.chat.template_environment import Clock, TemplateRefusal, make_environment
+from mlxd.chat.template_probe import TemplateProbe
 from mlxd.errors import ConfigError, InvalidRequestError
 from mlxd.text.model_files import DEFAULT_TEMPLATE, ModelFiles
 
@@ -24,21 +25,6 @@ MAX_PROMPT_CHARACTERS = 64 * 1024 * 1024
 
 _CONTINUE_MARK = "MLXD-CONTINUES-HERE "
 """Stands at the end of the message to continue; if its space is gone, the template trims."""
-
-_PROBE = "mlxd-probe"
-_PROBE_NAME = "mlxd_probe_tool"
-_PROBE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _PROBE_NAME,
-        "description": "Probes.",
-        "parameters": {
-            "type": "object",
-            "properties": {"x": {"type": "string", "description": "Anything."}},
-            "required": ["x"],
-        },
-    },
-}
 
 
 class SpecialTokens(Protocol):
@@ -67,12 +53,11 @@ class ChatTemplate:
         environment = make_environment(clock)
         self._templates = {name: _compile(environment, name, text) for name, text in templates.items()}
         self._variables = dict(variables)
-        self._style = self._detect_style("\n".join(templates.values()))
+        probe = TemplateProbe(self._render)
+        self._style = probe.style(knows_developer=any("developer" in text for text in templates.values()))
         self.supports_parts = "user" in self._style.part_roles
-        self.supports_system = self._shows(_conversation("system", _PROBE))
-        self.supports_tools = any(
-            self._shows(_conversation(role, "a"), text=_PROBE_NAME, tools=True) for role in ("user", "system")
-        )
+        self.supports_system = probe.supports_system(self._style)
+        self.supports_tools = probe.supports_tools(self._style)
 
     @classmethod
     def from_files(
@@ -115,23 +100,28 @@ class ChatTemplate:
                 param="continue_final_message",
             )
         prepared = prepare_messages(messages, self._style)
-        variables = {
-            "documents": None,
-            **kwargs,
-            "tools": list(tools) if tools else None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        kwargs["add_generation_prompt"] = add_generation_prompt
         if not continue_final_message:
-            return self._render(prepared, variables)
+            return self._render(prepared, tools, **kwargs)
         final_text = _mark_end(prepared[-1])
-        return _cut_at_mark(self._render(prepared, variables), final_text)
+        return _cut_at_mark(self._render(prepared, tools, **kwargs), final_text)
 
-    def _render(self, messages: list[Message], variables: dict[str, Any]) -> str:
-        template = self._templates[self._pick(bool(variables["tools"]))]
+    def _render(
+        self, messages: list[Message], tools: Sequence[dict[str, Any]] | None, /, **kwargs: Any
+    ) -> str:
+        template = self._templates[self._pick(bool(tools))]
+        variables = {
+            **self._variables,
+            "documents": None,
+            "add_generation_prompt": True,
+            **kwargs,
+            "messages": messages,
+            "tools": list(tools) if tools else None,
+        }
         pieces: list[str] = []
         size = 0
         try:
-            for piece in template.generate({**self._variables, **variables, "messages": messages}):
+            for piece in template.generate(variables):
                 size += len(piece)
                 if size > MAX_PROMPT_CHARACTERS:
                     raise TemplateRefusal(f"the prompt has more than {MAX_PROMPT_CHARACTERS} characters")
@@ -151,39 +141,6 @@ class ChatTemplate:
             return TOOL_TEMPLATE
         return DEFAULT_TEMPLATE if DEFAULT_TEMPLATE in self._templates else next(iter(self._templates))
 
-    def _detect_style(self, source: str) -> MessageStyle:
-        roles = ("system", "user", "assistant", "tool")
-        return MessageStyle(
-            part_roles=frozenset(role for role in roles if self._takes_parts(role)),
-            string_roles=frozenset(
-                role for role in roles if self._shows(_conversation(role, _PROBE), tools=role == "tool")
-            ),
-            argument_strings=not self._shows(_call({"x": _PROBE}), tools=True)
-            and self._shows(_call('{"x": "' + _PROBE + '"}'), tools=True),
-            developer_role="developer" in source,
-        )
-
-    def _takes_parts(self, role: str) -> bool:
-        """Whether a message of that role shows its parts' text, and not a printed list."""
-        messages = _conversation(role, [{"type": "text", "text": _PROBE}])
-        quoted = (f"'{_PROBE}'", f'"{_PROBE}"')
-        shown, *printed = (
-            self._shows(messages, text=text, tools=role == "tool") for text in (_PROBE, *quoted)
-        )
-        return shown and not any(printed)
-
-    def _shows(self, messages: list[Message], *, text: str = _PROBE, tools: bool = False) -> bool:
-        """Whether the conversation can be rendered and `text` is in the prompt."""
-        variables = {
-            "documents": None,
-            "tools": [_PROBE_TOOL] if tools else None,
-            "add_generation_prompt": True,
-        }
-        try:
-            return text in self._render(messages, variables)
-        except InvalidRequestError:
-            return False
-
 
 def no_chat_template() -> InvalidRequestError:
     """The answer to a chat with a model that has no template. As in vLLM: a guess would be worse."""
@@ -199,36 +156,6 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
         raise ConfigError(f"chat template {name!r}, line {error.lineno}: {error.message}") from error
-
-
-def _conversation(role: str, content: object) -> list[Message]:
-    """A conversation in which a message of that role has that content."""
-    user: Message = {"role": "user", "content": "a"}
-    message: Message = {"role": role, "content": content}
-    match role:
-        case "system":
-            return [message, user]
-        case "assistant":
-            return [user, message, user]
-        case "tool":
-            *call, result = _call({"x": "y"})
-            return [*call, {**result, "content": content}]
-        case _:
-            return [message]
-
-
-def _call(arguments: object) -> list[Message]:
-    """A conversation with a tool call. The id has nine letters, which Mistral's templates insist on."""
-    call = {
-        "id": "abcdefghi",
-        "type": "function",
-        "function": {"name": _PROBE_NAME, "arguments": arguments},
-    }
-    return [
-        {"role": "user", "content": "a"},
-        {"role": "assistant", "content": "", "tool_calls": [call]},
-        {"role": "tool", "content": "b", "tool_call_id": "abcdefghi", "name": _PROBE_NAME},
-    ]
 
 
 def _mark_end(message: Message) -> str:

@@ -19,7 +19,8 @@ class StopChecker:
     the result is the same for every way of cutting the text, and the model never runs on to settle it.
 
     The automaton's state is the longest suffix of the text that begins some stop string, which is exactly
-    what must be held back. Cost: linear in the text, whatever the number of stop strings.
+    what must be held back. Cost: linear in the text, whatever the number of stop strings, and each piece
+    copies what is held back (less than the longest stop string).
     """
 
     __slots__ = ("_depth", "_fail", "_first", "_goto", "_held", "_match", "_matched", "_state")

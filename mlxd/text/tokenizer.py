@@ -25,6 +25,8 @@ from mlxd.text.token_pieces import DecoderKind, DecoderScheme, PieceTable
 
 CONVERT_TIMEOUT_SECONDS = 300
 
+_NOT_UNICODE = "the text is not valid Unicode: it holds a lone surrogate"
+
 
 class Tokenizer:
     """Immutable after loading, and safe to use from several threads: encoding releases the GIL.
@@ -95,7 +97,11 @@ class Tokenizer:
         `add_special_tokens` adds what the model's post-processor says (usually BOS in front). Raises
         InvalidRequestError for text that is not Unicode (a lone surrogate).
         """
-        return self.encode_batch([text], add_special_tokens)[0]
+        try:
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        except TypeError as error:
+            raise InvalidRequestError(_NOT_UNICODE) from error
+        return ids
 
     def encode_chat(self, prompt: str) -> list[int]:
         """Token ids of a rendered chat template: it has written all special tokens itself, BOS included.
@@ -110,7 +116,7 @@ class Tokenizer:
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:
-            raise InvalidRequestError("the text is not valid Unicode: it holds a lone surrogate") from error
+            raise InvalidRequestError(_NOT_UNICODE) from error
         return [encoding.ids for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
