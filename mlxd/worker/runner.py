@@ -24,16 +24,25 @@ NOT_A_NUMBER = "the model's output for this request is not a number"
 
 
 class PendingStep:
-    """A step that is running. `result` waits for it."""
+    """A step whose graph is built. `start` hands it to the device once; `result` waits for it."""
 
     def __init__(self, step_id: int, sampled: Sampled | None, arrays: list[mx.array]) -> None:
         self.step_id = step_id
         self._sampled = sampled
         self._arrays = arrays
+        self._started = False
+        self.finished = False
+
+    def start(self) -> None:
+        if not self._started:
+            self._started = True
+            mx.async_eval(self._arrays)  # type: ignore[no-untyped-call]
 
     def result(self) -> StepResult:
         """What the step sampled; times and memory are left to the caller."""
+        self.start()
         mx.eval(self._arrays)
+        self.finished = True
         if self._sampled is None:
             return StepResult(self.step_id, b"")
         tokens = np.array(self._sampled.tokens, dtype="<i4")
@@ -73,12 +82,15 @@ class Runner:
         self._max_num_seqs = max_num_seqs
         self.vocab_size: int = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
         self._sampler = Sampler(self.vocab_size, max_num_seqs)
+        on_cpu = mx.default_device() == mx.cpu
+        self._one_at_a_time = on_cpu
+        self._newest: PendingStep | None = None
         self._forward: Forward
         if paged:
             check_supported(model)
             selection = patch_projection(model, self.vocab_size)
             pool = KvPool(layer_shapes(model), num_blocks, block_size, dtype)
-            attention = "blockwise" if mx.default_device() == mx.cpu else "gather"
+            attention = "blockwise" if on_cpu else "gather"
             self._forward = PagedForward(model, selection, pool, attention)
         else:
             self._forward = SlotForward(model)
@@ -89,7 +101,15 @@ class Runner:
         return self._forward.name
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Start a step. It runs after those launched before; nothing is read back."""
+        """Build a step and start it. It runs after those launched before; nothing is read back.
+
+        On a CPU it starts once the one before is finished, with the next launch at the latest. There
+        `async_eval` blocks when some hundred operations wait, which would hold back the result of the step
+        before; and a pool that a waiting operation still reads is copied by the next step's write.
+        """
+        previous = self._newest
+        if previous is not None:
+            previous.start()
         for slot in plan.release:
             self._release(slot)
         for init in plan.admit:
@@ -108,8 +128,10 @@ class Runner:
             arrays += [sampled.tokens, sampler.last_tokens]
             if sampled.logprobs is not None:
                 arrays += sampled.logprobs.arrays
-        mx.async_eval(arrays)  # type: ignore[no-untyped-call]
-        return PendingStep(plan.step_id, sampled, arrays)
+        self._newest = PendingStep(plan.step_id, sampled, arrays)
+        if previous is None or previous.finished or not self._one_at_a_time:
+            self._newest.start()
+        return self._newest
 
     def warmup(self) -> None:
         """Run one step of each kind, so that first requests find kernels compiled and memory mapped.
