@@ -121,37 +121,41 @@ async def test_body_arrives_as_it_is_sent() -> None:
     await wire.end()
 
 
+GET = b"GET / HTTP/1.1\r\nHost: h\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: h\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
+
 REFUSED = {
     # Two readings of where the body ends: smuggling.
-    "length and coding": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "coding and length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n"),
-    "two lengths": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
-    "two equal lengths": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc"),
-    "a list of lengths": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3, 3\r\n\r\nabc"),
-    "a signed length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: +3\r\n\r\nabc"),
-    "a negative length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: -3\r\n\r\nabc"),
-    "a hexadecimal length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0x3\r\n\r\nabc"),
-    "no length in length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length:\r\n\r\n"),
-    "an enormous length": (400, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999999999999999\r\n\r\n"),
-    "unknown coding": (501, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip\r\n\r\n0\r\n\r\n"),
-    "coding list": (501, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
-    "nearly chunked": (501, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
-    "chunked not last": (400, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
-    "chunked twice": (400, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+    "length and coding": (400, POST + b"Content-Length: 3\r\n" + CHUNKED + b"\r\n0\r\n\r\n"),
+    "coding and length": (400, POST + CHUNKED + b"Content-Length: 3\r\n\r\n0\r\n\r\n"),
+    "two lengths": (400, POST + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
+    "two equal lengths": (400, POST + b"Content-Length: 3\r\nContent-Length: 3\r\n\r\nabc"),
+    "a list of lengths": (400, POST + b"Content-Length: 3, 3\r\n\r\nabc"),
+    "a signed length": (400, POST + b"Content-Length: +3\r\n\r\nabc"),
+    "a negative length": (400, POST + b"Content-Length: -3\r\n\r\nabc"),
+    "a hexadecimal length": (400, POST + b"Content-Length: 0x3\r\n\r\nabc"),
+    "no length in length": (400, POST + b"Content-Length:\r\n\r\n"),
+    "an enormous length": (400, POST + b"Content-Length: 99999999999999999999\r\n\r\n"),
+    "unknown coding": (501, POST + b"Transfer-Encoding: gzip\r\n\r\n0\r\n\r\n"),
+    "coding list": (501, POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+    "nearly chunked": (501, POST + b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n"),
+    "chunked not last": (400, POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n"),
+    "chunked twice": (400, POST + CHUNKED + CHUNKED + b"\r\n0\r\n\r\n"),
     "coding in HTTP/1.0": (400, b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-    "folded coding": (400, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
-    "control before coding": (400, b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
+    "folded coding": (400, POST + b"Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n"),
+    "control before coding": (400, POST + b"Transfer-Encoding: \x0bchunked\r\n\r\n0\r\n\r\n"),
     # Host.
     "no host": (400, b"GET / HTTP/1.1\r\n\r\n"),
     "two hosts": (400, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"),
     "two hosts in HTTP/1.0": (400, b"GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n"),
     # Grammar.
-    "folded header": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: a\r\n b\r\n\r\n"),
-    "bare CR": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: a\rb\r\n\r\n"),
+    "folded header": (400, GET + b"X: a\r\n b\r\n\r\n"),
+    "bare CR": (400, GET + b"X: a\rb\r\n\r\n"),
     "bare LF": (400, b"GET / HTTP/1.1\nHost: h\n\n"),
-    "NUL": (400, b"GET / HTTP/1.1\r\nHost: h\r\nX: a\0b\r\n\r\n"),
+    "NUL": (400, GET + b"X: a\0b\r\n\r\n"),
     "space before colon": (400, b"GET / HTTP/1.1\r\nHost : h\r\n\r\n"),
-    "nameless header": (400, b"GET / HTTP/1.1\r\nHost: h\r\n: x\r\n\r\n"),
+    "nameless header": (400, GET + b": x\r\n\r\n"),
     "unknown method": (400, b"FETCH / HTTP/1.1\r\nHost: h\r\n\r\n"),
     "lower-case method": (400, b"get / HTTP/1.1\r\nHost: h\r\n\r\n"),
     "raw UTF-8 target": (400, b"GET /\xc3\xa9 HTTP/1.1\r\nHost: h\r\n\r\n"),
@@ -161,16 +165,16 @@ REFUSED = {
     "HTTP/2": (505, b"GET / HTTP/2.0\r\nHost: h\r\n\r\n"),
     "HTTP/0.9": (505, b"GET /\r\n\r\n"),
     "a tunnel": (501, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n"),
-    "unknown expectation": (417, b"POST / HTTP/1.1\r\nHost: h\r\nExpect: magic\r\nContent-Length: 1\r\n\r\nx"),
+    "unknown expectation": (417, POST + b"Expect: magic\r\nContent-Length: 1\r\n\r\nx"),
     # Limits; the test sets them to 100 bytes of line, 5 headers, 200 bytes of headers, 1000 of body.
     "long target": (414, b"GET /" + b"x" * 90 + b" HTTP/1.1\r\nHost: h\r\n\r\n"),
     "endless target": (414, b"GET /" + b"x" * 5000),
-    "many headers": (431, b"GET / HTTP/1.1\r\nHost: h\r\n" + b"X: y\r\n" * 5 + b"\r\n"),
-    "long header": (431, b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"y" * 190 + b"\r\n\r\n"),
-    "endless header": (431, b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"y" * 5000),
-    "endless header name": (431, b"GET / HTTP/1.1\r\nHost: h\r\n" + b"y" * 5000),
+    "many headers": (431, GET + b"X: y\r\n" * 5 + b"\r\n"),
+    "long header": (431, GET + b"X: " + b"y" * 190 + b"\r\n\r\n"),
+    "endless header": (431, GET + b"X: " + b"y" * 5000),
+    "endless header name": (431, GET + b"y" * 5000),
     "endless space": (431, b"GET " + b" " * 5000),
-    "long body": (413, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1001\r\n\r\n"),
+    "long body": (413, POST + b"Content-Length: 1001\r\n\r\n"),
 }  # fmt: skip
 
 

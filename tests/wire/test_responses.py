@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
 
 import pytest
 
@@ -15,11 +16,9 @@ GET_1_0 = b"GET / HTTP/1.0\r\n\r\n"
 GET_1_0_ALIVE = b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
 
 
-async def stream(
-    wire: Wire, app: Puppet, *bodies: bytes, headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
+async def stream(app: Puppet, *bodies: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
     call = app.calls[-1]
-    await call.start(headers=headers or [])
+    await call.start(headers=headers)
     for body in bodies[:-1]:
         await call.body(body, more=True)
     await call.body(bodies[-1])
@@ -31,7 +30,7 @@ async def test_a_stream_is_chunked_one_write_a_message() -> None:
     app = Puppet()
     wire = Wire(app)
     await wire.send(GET)
-    await stream(wire, app, b"first", b"", b"x" * 300, b"last")
+    await stream(app, b"first", b"", b"x" * 300, b"last")
     assert wire.transport.writes == [
         b"HTTP/1.1 200 OK\r\n" + DATE + SERVER + b"transfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n",
         b"12c\r\n" + b"x" * 300 + b"\r\n",
@@ -61,7 +60,7 @@ async def test_a_sized_stream() -> None:
     app = Puppet()
     wire = Wire(app)
     await wire.send(GET)
-    await stream(wire, app, b"ab", b"cd", b"", headers=[(b"content-length", b"4")])
+    await stream(app, b"ab", b"cd", b"", headers=[(b"content-length", b"4")])
     [response] = wire.responses()
     assert response.body == b"abcd" and response.complete
     assert b"transfer-encoding" not in response.headers
@@ -98,7 +97,7 @@ async def test_nothing_after_connection_close_is_a_request() -> None:
     wire = Wire(app)
     await wire.send(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n" + GET)
     await wire.send(GET)
-    await stream(wire, app, b"ok")
+    await stream(app, b"ok")
     assert len(app.calls) == len(wire.responses()) == 1
     await wire.end()
 
@@ -151,7 +150,7 @@ async def test_head_of_a_stream(version: bytes, coding: bytes | None) -> None:
     app = Puppet()
     wire = Wire(app)
     await wire.send(b"HEAD / HTTP/" + version + b"\r\nHost: h\r\n\r\n")
-    await stream(wire, app, b"one", b"two", b"")
+    await stream(app, b"one", b"two", b"")
     [response] = wire.responses(heads=[0])
     assert response.headers.get(b"transfer-encoding") == coding
     assert wire.output.endswith(b"\r\n\r\n")
@@ -163,7 +162,7 @@ async def test_head_with_a_length_and_no_body() -> None:
     app = Puppet()
     wire = Wire(app)
     await wire.send(b"HEAD / HTTP/1.1\r\nHost: h\r\n\r\n")
-    await stream(wire, app, b"", headers=[(b"content-length", b"77")])
+    await stream(app, b"", headers=[(b"content-length", b"77")])
     assert wire.responses(heads=[0])[0].headers[b"content-length"] == b"77"
     assert not wire.ended
     await wire.end()
@@ -372,7 +371,7 @@ async def test_a_body_of_another_length_than_said(bodies: list[bytes]) -> None:
     wire = Wire(app)
     await wire.send(GET)
     with pytest.raises(RuntimeError, match="length"):
-        await stream(wire, app, *bodies, headers=[(b"content-length", b"2")])
+        await stream(app, *bodies, headers=[(b"content-length", b"2")])
     await app.calls[0].finish(RuntimeError())
     [response] = wire.responses()
     # Told apart while nothing is on the wire; a cut afterwards.
@@ -389,7 +388,7 @@ async def test_messages_out_of_order() -> None:
     [call] = app.calls
     with pytest.raises(RuntimeError, match="before"):
         await call.body(b"x")
-    with pytest.raises(RuntimeError, match="unexpected message 'http.response.push'"):
+    with pytest.raises(RuntimeError, match="unexpected message"):
         await call._send({"type": "http.response.push"})
     await call.start()
     with pytest.raises(RuntimeError, match="twice"):
