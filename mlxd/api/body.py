@@ -6,6 +6,7 @@ It does not know what the fields mean.
 from __future__ import annotations
 
 import logging
+import re
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 MAX_REMEMBERED_FIELDS = 256
 """Unknown field names for which a warning is remembered; more are accepted in silence."""
 
+_MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
 _MAX_EXACT_INTEGER = 2**63
 
 
@@ -91,12 +93,11 @@ def _deeper_than(value: object, max_depth: int) -> bool:
 
 def _field_error(text: str) -> InvalidRequestError:
     """From msgspec's "Expected `int`, got `str` - at `$.n`" to a message that starts with the field."""
-    problem, _, path = text.rpartition(" - at `$")
-    if not path:
-        return InvalidRequestError(f"the body: {_lowered(text)}")
+    problem, _, path = text.partition(" - at `$")
     param = path.rstrip("`").removeprefix(".").replace("[...]", "")
-    return InvalidRequestError(f"{param}: {_lowered(problem)}", param=param)
-
-
-def _lowered(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    missing = _MISSING_FIELD.fullmatch(problem)
+    if missing is not None:
+        param = f"{param}.{missing[1]}" if param else missing[1]
+        return InvalidRequestError(f"{param}: missing", param=param)
+    problem = problem[:1].lower() + problem[1:]
+    return InvalidRequestError(f"{param or 'the body'}: {problem}", param=param or None)

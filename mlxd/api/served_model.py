@@ -42,8 +42,8 @@ class ServedModel:
         self._engine = engine
         self.created = created
         self.owned_by = config.owned_by
-        self.root = config.path or DEFAULT_NAME
-        self.names: tuple[str, ...] = config.served_names or (self.root,)
+        self.names: tuple[str, ...] = config.served_names or (config.path or DEFAULT_NAME,)
+        self.root = config.path or self.names[0]
         self._template: ChatTemplate | None = None
         self._template_files: ModelFiles | None = None
         self._fingerprint: tuple[WorkerReady, str] | None = None
@@ -108,9 +108,8 @@ class ServedModel:
             self._fingerprint = (info, f"fp_{digest}")
         return self._fingerprint[1]
 
-    @property
-    def template(self) -> ChatTemplate:
-        """The chat template, compiled once.
+    async def template(self) -> ChatTemplate:
+        """The chat template, compiled at its first use, in a thread because that takes tens of milliseconds.
 
         Raises:
             InvalidRequestError: the model has none.
@@ -119,10 +118,10 @@ class ServedModel:
         files = self.files
         if self._template_files is not files:
             try:
-                self._template = ChatTemplate.from_files(files, self.tokenizer)
+                template = await asyncio.to_thread(ChatTemplate.from_files, files, self.tokenizer)
             except ConfigError as error:
                 raise InternalError(f"the model's chat template cannot be used: {error}") from error
-            self._template_files = files
+            self._template, self._template_files = template, files
         if self._template is None:
             raise no_chat_template()
         return self._template

@@ -102,8 +102,9 @@ async def encode_chat(
         raise InvalidRequestError(
             f"chat_template_kwargs: {min(clash)} is a field of its own", param="chat_template_kwargs"
         )
+    template = await model.template()
     try:
-        text = model.template.render(
+        text = template.render(
             rendered,
             add_generation_prompt=(
                 not continue_final_message if add_generation_prompt is None else add_generation_prompt

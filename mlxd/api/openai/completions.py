@@ -40,7 +40,11 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         max_tokens=fields.max_tokens,
         num_logprobs=fields.logprobs,
     )
-    prompts = await _encode_prompts(fields, model, services.config.limits.max_prompts)
+    # What the queue cannot take even when it is empty would be refused as overload, again and again.
+    max_prompts = min(
+        services.config.limits.max_prompts, services.config.scheduler.max_queue // plan.num_sampled
+    )
+    prompts = await _encode_prompts(fields, model, max_prompts)
     envelope = Envelope(
         id=f"cmpl-{services.new_id()}",
         object="text_completion",

@@ -20,6 +20,8 @@ SCHEMAS = {
     "/detokenize": DetokenizeRequest,
 }
 
+APP = make_app(FakeEngine())
+
 scalars = (
     st.none()
     | st.booleans()
@@ -72,7 +74,7 @@ def bodies(path: str) -> st.SearchStrategy[Any]:
 def test_any_json_is_answered_well(path: str, data: st.DataObject) -> None:
     body = data.draw(bodies(path))
     content = json.dumps(body).encode("utf-8", "surrogatepass")
-    response = call(make_app(FakeEngine()), "POST", path, content=content)
+    response = call(APP, "POST", path, content=content)
     assert response.status_code in (200, 400, 404), response.text
     if response.status_code != 200:
         error = response.json()["error"]
@@ -85,4 +87,4 @@ def test_any_json_is_answered_well(path: str, data: st.DataObject) -> None:
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(max_size=64))
 def test_any_bytes_are_answered_well(path: str, content: bytes) -> None:
-    assert call(make_app(FakeEngine()), "POST", path, content=content).status_code in (200, 400, 404)
+    assert call(APP, "POST", path, content=content).status_code in (200, 400, 404)

@@ -11,6 +11,8 @@ import pytest
 from msgspec.structs import replace
 
 from mlxd.api.errors import error_response
+from mlxd.api.served_model import ServedModel
+from mlxd.config import ModelConfig
 from mlxd.errors import (
     ConfigError,
     NotReadyError,
@@ -180,7 +182,9 @@ def test_bodies_in_pieces_are_joined() -> None:
 def test_what_is_no_json_object_is_400(body: bytes) -> None:
     response = call(make_app(FakeEngine()), "POST", CHAT, content=body)
     assert response.status_code == 400
-    assert error_of(response)["type"] == "invalid_request_error"
+    error = error_of(response)
+    assert error["message"].startswith("the body") and error["param"] is None
+    assert error["type"] == "invalid_request_error"
 
 
 def test_depth_is_bounded() -> None:
@@ -382,6 +386,15 @@ def test_while_loading_503() -> None:
         assert response.status_code == 503 and error_of(response)["code"] == "not_ready"
     [model] = call(app, "GET", "/v1/models").json()["data"]
     assert model["max_model_len"] is None
+
+
+def test_what_the_model_lacks_while_loading_is_not_ready() -> None:
+    engine = FakeEngine()
+    engine.files = engine.tokenizer = engine.info = None
+    model = ServedModel(ModelConfig(path="x"), engine, created=0)  # type: ignore[arg-type]
+    for name in ("files", "tokenizer", "fingerprint", "vocab_size"):
+        with pytest.raises(NotReadyError):
+            getattr(model, name)
 
 
 def test_models() -> None:

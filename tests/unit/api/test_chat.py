@@ -281,6 +281,15 @@ def test_stop_reasons_are_told() -> None:
             },
             "<|assistant|>f{}<|end|><|tool|>42<|end|><|assistant|>",
         ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "name": "Ann", "content": "Hi"},
+                    {"role": "assistant", "content": "Oh", "reasoning": "Hm."},
+                ]
+            },
+            "<|user|>Ann: Hi<|end|><|assistant|>(Hm.)Oh<|end|><|assistant|>",
+        ),
     ],
 )
 def test_prompts(fields: dict[str, Any], prompt: str) -> None:
@@ -307,7 +316,7 @@ def test_long_prompts_are_tokenised_in_a_thread(monkeypatch: pytest.MonkeyPatch)
     response = call(
         make_app(engine), "POST", PATH, json={"messages": [{"role": "user", "content": "x" * 9000}]}
     )
-    assert len(calls) == 1
+    assert TOKENIZER.encode_batch in calls
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 
@@ -411,7 +420,7 @@ def test_what_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> None:
     ("message", "param"),
     [
         ({"role": "robot", "content": "x"}, "messages[0].role"),
-        ({"content": "x"}, "messages[0]"),
+        ({"content": "x"}, "messages[0].role"),
         ({"role": "user"}, "messages[0].content"),
         ({"role": "user", "content": 5}, "messages[0].content"),
         (
@@ -424,7 +433,7 @@ def test_what_asks_for_nothing_is_accepted(fields: dict[str, Any]) -> None:
             {"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]},
             "messages[0].tool_calls",
         ),
-        ({"role": "assistant", "tool_calls": [{"function": {}}]}, "messages[0].tool_calls[0].function"),
+        ({"role": "assistant", "tool_calls": [{"function": {}}]}, "messages[0].tool_calls[0].function.name"),
     ],
 )
 def test_bad_messages_are_refused_by_place(message: dict[str, Any], param: str) -> None:

@@ -162,6 +162,7 @@ def test_streamed_logprobs_equal_whole_ones() -> None:
         ({"prompt": [True]}, "prompt[0]"),
         ({"prompt": 5}, "prompt"),
         ({"prompt": ["a"] * 1025}, "prompt"),
+        ({"prompt": ["a"] * 257, "n": 4}, "prompt"),
         ({"prompt": "", "add_special_tokens": False}, "prompt"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
@@ -191,4 +192,5 @@ def test_special_tokens_take_no_room_in_text_offsets() -> None:
 def test_the_prompt_is_needed() -> None:
     response = call(make_app(FakeEngine()), "POST", PATH, json={})
     assert response.status_code == 400
-    assert "prompt" in response.json()["error"]["message"]
+    error = response.json()["error"]
+    assert (error["message"], error["param"]) == ("prompt: missing", "prompt")

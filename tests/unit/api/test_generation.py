@@ -228,6 +228,13 @@ def test_bugs_in_a_stream_are_its_last_frame(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
+def test_a_bug_after_the_last_token_cuts_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server then closes the socket, so that the client does not take the answer for a whole one."""
+    monkeypatch.setattr("mlxd.api.openai.frames.ChatFrames.end", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(make_app(FakeEngine()), "POST", CHAT, json={"messages": MESSAGES, "stream": True})
+
+
 def test_all_that_is_new_goes_out_in_one_write() -> None:
     async def scenario(engine: FakeEngine, app: App) -> None:
         wire = Wire(app, "POST", CHAT, STREAM)
