@@ -341,8 +341,8 @@ cdef class BlockTables:
         """Drop the table's references and empty it. Nothing happens to an empty one."""
         cdef int32_t* table = self.table(slot)
         cdef Py_ssize_t index
-        # Tail first: the head, which others are likelier to share, is the last to be handed out again by
-        # a least-recently-freed list, and a fresh sequence gets its blocks in ascending order from ours.
+        # Tail first: the head, which other prompts are likelier to begin with, is freed last; and from this
+        # pool's stack the next sequence gets the blocks in their old, ascending order.
         for index in range(self.lengths[slot] - 1, -1, -1):
             self.pool.drop(table[index])
         self.lengths[slot] = 0

@@ -1,8 +1,8 @@
 """What a streamed delta costs in framing: `python -m bench.micro.sse`. It knows no dialect and no socket.
 
 Deltas are what one token gives (a word, a quote and a newline, an emoji), and a page of text, as an answer
-that is not streamed has. One row has orjson in the twin's place, which encodes the
-whole chunk anew for each delta.
+that is not streamed has. One row has orjson in the twin's place, which encodes the whole chunk anew for each
+delta.
 """
 
 from __future__ import annotations
