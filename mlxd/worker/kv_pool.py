@@ -50,10 +50,12 @@ class KvPool:
     ) -> list[LayerCache]:
         """Point every layer at a step's N tokens: int32 [N] positions and [N] places in the pool."""
         offset = mx.array(positions)
-        blocks = mx.array(slot_mapping // self.block_size)[:, None]
-        places = mx.array(slot_mapping % self.block_size)[:, None]
+        blocks, places = np.divmod(slot_mapping, np.int32(self.block_size))
+        begun = blocks[places == 0]
+        new_blocks = mx.array(begun) if len(begun) else None
+        columns = mx.array(blocks)[:, None], mx.array(places)[:, None]
         for layer in self.layers:
-            layer.begin_step(attention, offset, blocks, places)
+            layer.begin_step(attention, offset, new_blocks, *columns)
         return self.layers
 
 
@@ -70,25 +72,36 @@ class LayerCache:
         self.offset = mx.zeros((0,), dtype=mx.int32)
         self._heads = mx.arange(shape.num_kv_heads, dtype=mx.int32)[None]
         self._blocks = self._places = self.offset
+        self._new_blocks: mx.array | None = None
         self._attention: StepAttention | None = None
 
     def begin_step(
-        self, attention: StepAttention, offset: mx.array, blocks: mx.array, places: mx.array
+        self,
+        attention: StepAttention,
+        offset: mx.array,
+        new_blocks: mx.array | None,
+        blocks: mx.array,
+        places: mx.array,
     ) -> None:
+        """int32: positions [N], blocks that get their first token, where each token goes ([N, 1] twice)."""
         self._attention = attention
         self.offset = offset
+        self._new_blocks = new_blocks
         self._blocks = blocks
         self._places = places
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write [N, num_kv_heads, 1, head_dim] keys and values to the pool, and give them back as they came.
 
-        Values are made finite on the way: positions past a row's end get the weight 0, and 0 times NaN is
-        NaN, so a failed request would otherwise live on in whoever gets its blocks next.
+        A block is emptied when its first token comes: positions past a row's end get the weight 0, and 0
+        times NaN is NaN, so a failed request would otherwise live on in whoever gets its blocks next.
         """
-        self.keys[self._blocks, self._heads, self._places] = keys.squeeze(2).astype(self.keys.dtype)
-        finite = mx.nan_to_num(values.squeeze(2))
-        self.values[self._blocks, self._heads, self._places] = finite.astype(self.values.dtype)
+        if self._new_blocks is not None:
+            self.keys[self._new_blocks] = 0
+            self.values[self._new_blocks] = 0
+        place = (self._blocks, self._heads, self._places)
+        self.keys[place] = keys.squeeze(2).astype(self.keys.dtype)
+        self.values[place] = values.squeeze(2).astype(self.values.dtype)
         return keys, values
 
     def make_mask(self, length: int, **_: object) -> None:
@@ -101,12 +114,14 @@ class LayerCache:
         values: mx.array,
         *,
         scale: float,
+        mask: object = None,
         sinks: mx.array | None = None,
         softcap: float | None = None,
     ) -> mx.array:
         """Attention of queries [N, num_heads, 1, key_dim] over each row's own sequence in the pool.
 
-        Returns [N, num_heads, 1, value_dim]. `keys` and `values` are this step's, which the pool has too.
+        Returns [N, num_heads, 1, value_dim]. `keys` and `values` are this step's, which the pool has
+        too; support.py has seen that the model passes no mask or sinks.
         """
         assert self._attention is not None
         return self._attention(queries, self.keys, self.values, scale=scale, softcap=softcap)

@@ -77,7 +77,7 @@ def _dispatching(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
         sinks: mx.array | None = None,
     ) -> mx.array:
         if hasattr(cache, "attend"):
-            return cache.attend(queries, keys, values, scale=scale, sinks=sinks)  # type: ignore[no-any-return]
+            return cache.attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)  # type: ignore[no-any-return]
         if sinks is None:
             return original(queries, keys, values, cache=cache, scale=scale, mask=mask)
         return original(queries, keys, values, cache=cache, scale=scale, mask=mask, sinks=sinks)

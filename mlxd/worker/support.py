@@ -39,12 +39,12 @@ class _ProbeCache:
 
     def __init__(self, num_rows: int) -> None:
         self.offset = mx.zeros((num_rows,), dtype=mx.int32)
-        self.keys: mx.array | None = None
+        self.shapes: list[tuple[int, ...]] = []
         self.num_attention_calls = 0
         self.obstacle: str | None = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.keys = keys
+        self.shapes = [keys.shape, values.shape]
         return keys, values
 
     def make_mask(self, length: int, *, window_size: int | None = None, **_: object) -> None:
@@ -58,12 +58,15 @@ class _ProbeCache:
         values: mx.array,
         *,
         scale: float,
+        mask: object = None,
         sinks: mx.array | None = None,
         softcap: float | None = None,
     ) -> mx.array:
         self.num_attention_calls += 1
-        if keys is not self.keys:
-            self.obstacle = "keys that are not what it caches (latent attention)"
+        if [keys.shape, values.shape] != self.shapes:
+            self.obstacle = "other keys and values than it caches (latent attention)"
+        if mask is not None:
+            self.obstacle = "a mask of its own"
         if sinks is not None:
             self.obstacle = "attention sinks"
         return mx.zeros((*queries.shape[:-1], values.shape[-1]), dtype=queries.dtype)

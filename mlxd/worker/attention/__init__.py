@@ -7,7 +7,9 @@ computed once, when the step begins.
 from __future__ import annotations
 
 import mlx.core as mx
+import numpy as np
 
+from mlxd.step import NULL_BLOCK
 from mlxd.worker.attention.blockwise import BlockwiseDecode
 from mlxd.worker.attention.gather import ChunkAttention, GatherDecode
 from mlxd.worker.attention.grouping import group_by_width
@@ -27,10 +29,14 @@ class StepAttention:
 
     def __init__(self, batch: StepBatch, block_size: int, name: str) -> None:
         decode = ATTENTIONS[name]
+        context_lens = batch.context_lens[: batch.num_decode_rows]
+        widths = -(-context_lens // block_size)
         rows, self._decodes = [], []
-        for group in group_by_width(-(-batch.context_lens[: batch.num_decode_rows] // block_size)):
-            tables = batch.block_tables[group.rows, : group.width]
-            self._decodes.append(decode(tables, batch.context_lens[group.rows], block_size))
+        for group in group_by_width(widths):
+            # A table may run ahead of its row; what those blocks hold is of no concern here.
+            inside = np.arange(group.width) < widths[group.rows, None]
+            tables = np.where(inside, batch.block_tables[group.rows, : group.width], NULL_BLOCK)
+            self._decodes.append(decode(tables, context_lens[group.rows], block_size))
             rows.append(group.rows)
         order = [int(row) for group_rows in rows for row in group_rows]
         self._num_decode_rows = batch.num_decode_rows

