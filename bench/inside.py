@@ -29,7 +29,7 @@ def count_objects() -> dict[str, int]:
         kind = type(thing)
         if isinstance(thing, asyncio.Task):
             counts["asyncio.Task"] += not thing.done()
-        elif kind.__module__.startswith("mlxd."):
+        elif str(kind.__module__).startswith("mlxd."):
             counts[f"{kind.__module__}.{kind.__qualname__}"] += 1
     return dict(counts)
 

@@ -18,10 +18,10 @@ from bench.serve.record import Record
 PERCENTILES = (50, 90, 95, 99)
 LATENCIES = (
     ("ttft", "first text"),
-    ("itl", "a token, by chunk"),
-    ("tpot", "a token, by stream"),
-    ("e2e", "whole response"),
-    ("max_gap", "largest gap of a stream"),
+    ("itl", "a token"),
+    ("tpot", "a token"),
+    ("e2e", "all"),
+    ("max_gap", "a stream"),
 )
 
 
@@ -86,7 +86,7 @@ def print_summary(summary: dict[str, object], console: Console) -> None:
     latency = summary["latency_ms"]
     assert isinstance(latency, dict)
     table = Table(title="latency, ms", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for column in ("mean", *(f"p{p}" for p in PERCENTILES), "max", "count"):
         table.add_column(column, justify="right")
     for name, meaning in LATENCIES:
