@@ -90,7 +90,8 @@ class Exchange:
         self.context = connection.context
         self.flow = connection.flow
         self.scope = scope
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None]
+        """the application's call, from start() on"""
         self.http_1_0: bool = scope["http_version"] == "1.0"
         self.is_head: bool = scope["method"] == "HEAD"
         self.keep_alive = keep_alive

@@ -48,8 +48,7 @@ class FlowControl:
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        if self._resumed is None:
-            self._resumed = asyncio.Event()
+        self._resumed = asyncio.Event()
 
     def resume_writing(self) -> None:
         self.write_paused = False

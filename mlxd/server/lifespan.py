@@ -34,12 +34,15 @@ class Lifespan:
         self._answered = asyncio.Event()
         self._failure: str | None = None
         self._asked = False
+        self._started = False
 
     async def startup(self) -> None:
         """Returns when the application is ready; raises StartupFailed when it never will be."""
         self._events.put_nowait({"type": "lifespan.startup"})
         self.task = asyncio.create_task(self._run(), name="lifespan")
-        await self._wait_for_answer(self.task)
+        self.task.add_done_callback(lambda _: self._answered.set())
+        await self._answered.wait()
+        self._started = True
         if self._failure is not None:
             raise StartupFailed(self._failure)
         if self.task.done() and (error := self.task.exception()) is not None:
@@ -49,16 +52,16 @@ class Lifespan:
             self.task = None
 
     async def shutdown(self, timeout_seconds: float) -> None:
-        """Ask the application to clean up, and wait for it; cancelled, or late, it is cut off."""
+        """Ask the application to clean up and wait for it. Late, or never started, it is cancelled."""
         task, self.task = self.task, None
         if task is None:
             return
         try:
-            if not task.done():
+            if self._started and not task.done():
                 self._answered.clear()
                 self._events.put_nowait({"type": "lifespan.shutdown"})
                 async with asyncio.timeout(timeout_seconds):
-                    await self._wait_for_answer(task)
+                    await self._answered.wait()
                 if self._failure is not None:
                     logger.error("the application failed to shut down: %s", self._failure)
                 await asyncio.wait({task}, timeout=timeout_seconds)
@@ -73,13 +76,6 @@ class Lifespan:
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": ASGI_VERSIONS, "state": self.state}
         await self._app(scope, self._receive, self._send)
-
-    async def _wait_for_answer(self, task: asyncio.Task[None]) -> None:
-        answer = asyncio.create_task(self._answered.wait())
-        try:
-            await asyncio.wait({answer, task}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answer.cancel()
 
     async def _receive(self) -> Message:
         self._asked = True

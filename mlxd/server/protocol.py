@@ -302,8 +302,6 @@ class Connection(asyncio.Protocol):
 
     def response_finished(self, exchange: Exchange) -> None:
         """The active exchange's last byte is written: on to the next, or the end."""
-        if self.transport is None:
-            return
         self.active = None
         self._waiting_since = self.context.clock()
         if not exchange.keep_alive or self.context.shutting_down:
@@ -378,8 +376,7 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         if self.active is not None:
             self.active.disconnect()
-        if self.transport is not None:
-            self.transport.abort()
+        self.flow.transport.abort()
 
     def check_time(self, now: float) -> None:
         """Enforce the time limits; the server calls this at regular intervals (`now` by the context's clock).

@@ -17,6 +17,7 @@ from mlxd.server.responses import RefusedRequest
 
 Address = tuple[str, int | None]
 
+MAX_LENGTH_DIGITS = 18
 _LINE_OVERHEAD_BYTES = len(b"  HTTP/1.1\r\n")
 _HEADER_OVERHEAD_BYTES = len(b": \r\n")
 
@@ -117,7 +118,7 @@ class RequestHead:
                 )
             self.chunked = True
         elif lengths:
-            if len(lengths) > 1 or not lengths[0].isdigit():
+            if len(lengths) > 1 or not lengths[0].isdigit() or len(lengths[0]) > MAX_LENGTH_DIGITS:
                 raise RefusedRequest(400, "Content-Length must be given once, as decimal digits.")
             self.content_length = int(lengths[0])
             if self.content_length > self._config.max_body_bytes:

@@ -118,7 +118,7 @@ class Server:
         4. The application's lifespan shutdown.
         """
         context, lifespan = self._context, self._lifespan
-        assert context is not None and lifespan is not None, "start() comes first"
+        assert context is not None and lifespan is not None and self._sweeper, "start() comes first"
         at_once = at_once or asyncio.Event()
         context.shutting_down = True
         self._stop_accepting()
@@ -132,13 +132,11 @@ class Server:
                 self._on_shutdown_deadline()
             await self._drained(LAST_FRAME_SECONDS, at_once)
         for exchange in list(context.exchanges):
-            if exchange.task is not None:
-                exchange.task.cancel()
+            exchange.task.cancel()
         await self._drained(CANCEL_SECONDS, asyncio.Event())
         for connection in list(context.connections):
             connection.abort()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._sweeper.cancel()
         await lifespan.shutdown(LIFESPAN_SHUTDOWN_SECONDS)
 
     async def _drained(self, timeout_seconds: float, at_once: asyncio.Event) -> bool:
@@ -163,9 +161,6 @@ class Server:
         """Enforce all time limits, a few times within the shortest of them."""
         context, config = self._context, self.config
         assert context is not None
-        now = context.clock()
-        for connection in list(context.connections):
-            connection.check_time(now)
         shortest = min(
             config.header_timeout_seconds,
             config.body_timeout_seconds,
@@ -173,6 +168,9 @@ class Server:
             config.write_timeout_seconds,
         )
         self._sweeper = context.loop.call_later(min(MAX_SWEEP_SECONDS, shortest / 4), self._sweep)
+        now = context.clock()
+        for connection in list(context.connections):
+            connection.check_time(now)
 
 
 def serve(

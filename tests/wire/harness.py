@@ -193,7 +193,6 @@ class Wire:
         await self.lose()
         assert not self.context.connections
         for exchange in list(self.context.exchanges):
-            assert exchange.task is not None
             exchange.task.cancel()
         await settle()
 

@@ -404,16 +404,20 @@ async def test_echo_of_an_early_answer_to_a_body_that_still_comes(split: Split) 
     await wire.end()
 
 
+@pytest.mark.parametrize("last", [b"", b"0\r\n\r\n", b"zz\r\n"])
 @in_loop
-async def test_a_body_too_long_to_drop_ends_the_connection() -> None:
+async def test_a_body_too_long_to_drop_ends_the_connection(last: bytes) -> None:
     async def app(scope: object, receive: object, send: object) -> None:
         await respond(send, 403, body=b"no")  # type: ignore[arg-type]
 
     wire = Wire(app)
     await wire.send(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
-    for _ in range(20):
+    for _ in range(8):
         await wire.send(chunk * 2)
+    assert not wire.ended
+    await wire.send(chunk * 2 + last)
+    await wire.send(chunk)
     assert [r.status for r in wire.responses()] == [403]
     assert wire.transport.eof_written and not wire.transport.closed, "it lingers for the client to read"
     await wire.wait(2)

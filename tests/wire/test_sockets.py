@@ -147,11 +147,10 @@ async def test_a_stalled_reader_is_cut_off_by_the_sweep() -> None:
             await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
 
     async with serving(app, write_timeout_seconds=0.2) as server:
-        slow = socket.create_connection(address(server))
-        slow.sendall(GET)
-        await until(lambda: server.num_exchanges == 1)
-        await until(lambda: server.num_exchanges == 0)
-        slow.close()
+        with socket.create_connection(address(server)) as slow:
+            slow.sendall(GET)
+            await until(lambda: server.num_exchanges == 1)
+            await until(lambda: server.num_exchanges == 0)
 
 
 @on_uvloop
@@ -282,6 +281,22 @@ async def test_what_clings_to_life_is_dropped(monkeypatch: pytest.MonkeyPatch) -
         await until(lambda: server.num_exchanges == 0)
         assert not (await reader.read()).endswith(b"0\r\n\r\n")
         await close(writer)
+
+
+@on_uvloop
+async def test_a_reader_that_does_not_finish_cannot_hold_up_the_shutdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlxd.server.server.LAST_FRAME_SECONDS", 0.05)
+    monkeypatch.setattr("mlxd.server.server.CANCEL_SECONDS", 0.05)
+    app = Recorder(body=b"x" * (32 << 20))
+    async with serving(app) as server:
+        with socket.create_connection(address(server)) as slow:
+            slow.sendall(GET)
+            await until(lambda: bool(app.bodies) and server.num_exchanges == 0)
+            assert server.num_connections == 1
+            await server.shutdown()
+            await until(lambda: server.num_connections == 0)
 
 
 @on_uvloop

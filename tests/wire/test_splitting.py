@@ -37,7 +37,7 @@ def requests(draw: st.DrawFn) -> bytes:
 
 
 @given(st.lists(requests(), min_size=1, max_size=5), st.lists(st.integers(1, 60), max_size=30))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 def test_any_split_gives_the_same(stream: list[bytes], sizes: list[int]) -> None:
     data = b"".join(stream)
 
