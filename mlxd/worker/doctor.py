@@ -12,9 +12,6 @@ import msgspec
 
 from mlxd.worker import lean_import, platform
 
-SLOW_GFLOPS = 20.0
-"""below this a CPU does not use a tuned BLAS, whatever was loaded"""
-
 
 def examine() -> dict[str, object]:
     """The object to print."""
@@ -40,7 +37,7 @@ def examine() -> dict[str, object]:
         facts["blas"] = report
         if blas.problem:
             problems.append(f"matrix products use the slow reference BLAS: {blas.problem}")
-        elif float(str(report["gflops"])) < SLOW_GFLOPS:
+        elif float(str(report["gflops"])) < platform.SLOW_GFLOPS:
             problems.append(f"matrix products are slow ({report['gflops']} GFLOP/s) with {blas.name}")
     else:
         facts["matrix_products"] = {"gflops": round(platform.gflops(4096), 1)}

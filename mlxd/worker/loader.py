@@ -178,7 +178,7 @@ def find_module(model: nn.Module, name: str) -> nn.Module:
 
 
 def dequantised(module: nn.Module, dtype: mx.Dtype) -> nn.Module | None:
-    """A plain module with the same weights (float, not evaluated), None if the module is not quantised.
+    """A plain module with the same weights in `dtype`, not evaluated; None if the module is not quantised.
 
     Floating-point scales are widened first, so that the weights are not rounded to half precision between.
     """
@@ -200,7 +200,7 @@ def dequantised(module: nn.Module, dtype: mx.Dtype) -> nn.Module | None:
     # The constructor's random weight is never evaluated, so it costs nothing.
     takes_bias = plain_class in (nn.Linear, SwitchLinear)
     plain = plain_class(*weight.shape[::-1], **({"bias": "bias" in module} if takes_bias else {}))
-    plain.weight = weight
+    plain.weight = weight.astype(dtype)
     if "bias" in module:
         plain.bias = module.bias
     return plain

@@ -20,10 +20,10 @@ import msgspec
 
 from mlxd import log
 from mlxd.config import Config
-from mlxd.errors import MlxdError, WorkerError
+from mlxd.errors import ConfigError, MlxdError, WorkerError
 from mlxd.step import PROTOCOL_VERSION, ToWorker, WorkerFailure, WorkerInit
 from mlxd.worker.backend import Backend, Send
-from mlxd.worker.channel import Channel, ProtocolError
+from mlxd.worker.channel import Channel
 from mlxd.worker.heartbeat import Activity, Pulse, exit_now
 from mlxd.worker.step_loop import StepLoop
 
@@ -53,17 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(channel: Channel[ToWorker]) -> int:
     """Loads what the first message asks for and serves steps. EOFError, OSError: the front is gone."""
-    init = channel.receive()
-    if not isinstance(init, WorkerInit) or init.protocol_version != PROTOCOL_VERSION:
-        raise ProtocolError(f"expected WorkerInit of protocol {PROTOCOL_VERSION}, got {init!r:.80}")
-    config = msgspec.convert(init.config, Config)
-    log.setup(config.log.level, config.log.format, sys.stderr)
     activity = Activity()
-    backend = make_backend(config, channel.send)
-    pulse = Pulse(channel.send, activity, lambda: backend.memory().active, on_orphaned=exit_now)
-    pulse.start()
+    pulse: Pulse | None = None
     loading = True
     try:
+        config = read_init(channel.receive())
+        log.setup(config.log.level, config.log.format, sys.stderr)
+        backend = make_backend(config, channel.send)
+        pulse = Pulse(channel.send, activity, lambda: backend.memory().active, on_orphaned=exit_now)
+        pulse.start()
         channel.send(backend.load())
         loading = False
         # What was made so far stays: the collector need not look at it again at every step.
@@ -73,12 +71,26 @@ def run(channel: Channel[ToWorker]) -> int:
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
-        logger.exception("the worker failed")
+        if isinstance(error, MlxdError):
+            logger.error("%s", error)
+        else:
+            logger.exception("the worker failed")
         channel.send(failure(error, loading))
         return 1
     finally:
-        pulse.stop()
+        if pulse is not None:
+            pulse.stop()
     return 0
+
+
+def read_init(message: ToWorker) -> Config:
+    """The configuration in the first message. ConfigError when front and worker are of different versions."""
+    if not isinstance(message, WorkerInit) or message.protocol_version != PROTOCOL_VERSION:
+        raise ConfigError(f"the server does not speak the worker's protocol {PROTOCOL_VERSION}: restart it")
+    try:
+        return msgspec.convert(message.config, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"the worker does not understand the configuration: {error}") from None
 
 
 def make_backend(config: Config, send: Send) -> Backend:

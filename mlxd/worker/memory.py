@@ -21,6 +21,8 @@ LOGITS_COPIES = 4
 HIDDEN_COPIES = 8
 """of [tokens, hidden] that live at once in a layer: residual, normed, q, k, v, output and their reshapes"""
 MLP_COPIES = 3
+SCORES_BYTES = 64 * MIB
+"""a tile of attention scores (attention/gather.py's MAX_SCORES); alive before and after softmax"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,22 @@ class PoolPlan:
 
 
 def activation_bytes(
-    shape: ModelShape, config: Config, device_kind: str, max_context: int, dtype_bytes: int
+    shape: ModelShape, config: Config, *, max_context: int, kv_bytes_per_token: int, dtype_bytes: int
 ) -> int:
     """An upper estimate of what one step holds besides weights and pool.
 
-    MLX frees intermediate arrays as it goes, so about one layer's are alive, then the logits. On CPUs
-    attention writes its scores out (float32, before and after softmax); on GPUs it does not. `max_context`:
-    the longest sequence that can occur, in tokens.
+    MLX frees intermediate arrays as it goes, so about one layer's are alive, then the logits. A chunk's
+    attention copies its sequence out of the pool and writes scores, in tiles of a bounded size.
+    `max_context`: the longest sequence that can occur, in tokens.
     """
     scheduler = config.scheduler
     tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_seqs * max_context)
-    layer = tokens * dtype_bytes * (HIDDEN_COPIES * shape.hidden_size + MLP_COPIES * shape.intermediate_size)
-    if device_kind == "cpu":
-        layer += 2 * 4 * shape.num_heads * min(tokens, max_context) * max_context
+    hidden = tokens * dtype_bytes * HIDDEN_COPIES * shape.hidden_size
+    mlp = tokens * dtype_bytes * MLP_COPIES * shape.intermediate_size
+    sequence = 2 * max_context * kv_bytes_per_token // shape.num_layers
+    scores = 2 * min(SCORES_BYTES, 4 * shape.num_heads * tokens * max_context)
     logits = scheduler.max_num_seqs * shape.vocab_size * 4 * LOGITS_COPIES
-    return max(layer, logits)
+    return max(hidden + mlp + sequence + scores, logits)
 
 
 def plan_pool(
@@ -119,7 +122,13 @@ def plan_pool(
     else:
         asked = int(cache.memory_percent * device.total_bytes)
     max_context = min(max_model_len, asked // kv_bytes_per_token)
-    activations = activation_bytes(shape, config, device.kind, max_context, dtype_bytes)
+    activations = activation_bytes(
+        shape,
+        config,
+        max_context=max_context,
+        kv_bytes_per_token=kv_bytes_per_token,
+        dtype_bytes=dtype_bytes,
+    )
     room = device.memory_bytes - weights_bytes - activations
     most = 1 + config.scheduler.max_num_seqs * -(-max_model_len // cache.block_size)
     warnings = []

@@ -141,6 +141,8 @@ def progress_class(report: Report, detail: str) -> type[Any]:
     furthest = 0
 
     class ReportingBar(tqdm):  # type: ignore[misc, type-arg, unused-ignore]
+        monitor_interval = 0  # no thread that redraws
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             kwargs.pop("name", None)
             super().__init__(*args, **{**kwargs, "file": io.StringIO(), "disable": False})

@@ -30,6 +30,10 @@ FREED_CACHE_SHARE = 0.05
 """of the device: how much freed memory MLX may keep for reuse before it gives it back"""
 
 
+SLOW_GFLOPS = 8.0
+"""below this a CPU does not use a tuned BLAS, whatever was loaded: the reference one does 3 to 5"""
+
+
 @dataclass(frozen=True, slots=True)
 class Blas:
     """Which BLAS MLX's CPU device calls. `problem` says why it is a slow one, else empty."""
@@ -114,7 +118,7 @@ def usable_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def gflops(size: int = 1024, repeats: int = 3, clock: Callable[[], float] = time.perf_counter) -> float:
+def gflops(size: int = 1024, repeats: int = 5, clock: Callable[[], float] = time.perf_counter) -> float:
     """GFLOP/s of a float32 [size, size] product on the default device; the best of `repeats`."""
     import mlx.core as mx
 

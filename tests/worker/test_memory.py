@@ -1,0 +1,135 @@
+"""The memory plan: what wins, what cuts, and refusals that say the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxd.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from mlxd.errors import ConfigError
+from mlxd.worker.memory import MIB, ModelShape, PoolPlan, check_weights_fit, plan_pool
+from mlxd.worker.platform import Device
+
+DEVICE = Device("cpu", "test", total_bytes=1000 * MIB, memory_bytes=900 * MIB, available_bytes=900 * MIB)
+SHAPE = ModelShape(
+    hidden_size=64,
+    intermediate_size=128,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    num_layers=2,
+    vocab_size=1000,
+)
+KV_BYTES = 1024
+
+
+def plan(
+    cache: CacheConfig | None = None,
+    *,
+    weights_mib: int = 100,
+    context: int | None = 4096,
+    max_model_len: int | None = None,
+    device: Device = DEVICE,
+    **scheduler: Any,
+) -> PoolPlan:
+    config = Config(
+        model=ModelConfig(max_model_len=max_model_len),
+        cache=cache or CacheConfig(),
+        scheduler=SchedulerConfig(**scheduler),
+    )
+    return plan_pool(
+        config,
+        device,
+        SHAPE,
+        weights_bytes=weights_mib * MIB,
+        kv_bytes_per_token=KV_BYTES,
+        dtype_bytes=4,
+        model_context=context,
+    )
+
+
+def test_a_share_of_the_device_by_default() -> None:
+    pool = plan()
+    assert pool.memory.kv_pool_bytes == 200 * MIB == pool.num_blocks * 16 * KV_BYTES
+    assert pool.max_model_len == 4096
+    assert pool.warnings == ()
+
+
+def test_megabytes_win_over_the_share_and_blocks_over_both() -> None:
+    assert plan(CacheConfig(memory_mb=50)).memory.kv_pool_bytes == 50 * MIB
+    assert plan(CacheConfig(memory_mb=50, num_blocks=77)).num_blocks == 77
+
+
+def test_never_more_than_all_requests_could_use() -> None:
+    pool = plan(max_num_seqs=4, max_model_len=100)
+    assert pool.num_blocks == 1 + 4 * 7
+    assert pool.max_model_len == 100
+
+
+def test_weights_and_activations_come_first() -> None:
+    pool = plan(CacheConfig(memory_mb=800), weights_mib=500)
+    memory = pool.memory
+    assert memory.weights_bytes + memory.activation_bytes + memory.kv_pool_bytes <= DEVICE.memory_bytes
+    assert "instead of cache.memory_mb 800" in pool.warnings[0]
+
+
+def test_a_pool_smaller_than_the_context_limits_requests() -> None:
+    pool = plan(CacheConfig(memory_mb=1))
+    assert pool.max_model_len == (pool.num_blocks - 1) * 16 == 1008
+    assert "limited to 1008 tokens, not 4096" in pool.warnings[0]
+
+
+def test_too_little_is_refused_with_the_numbers() -> None:
+    with pytest.raises(ConfigError, match=r"would hold 0 tokens, at least 256 .* weights take 895\.0 MiB"):
+        plan(weights_mib=895)
+    with pytest.raises(ConfigError, match=r"num_blocks 90000 takes 1,406\.2 MiB, but of the 900\.0 MiB"):
+        plan(CacheConfig(num_blocks=90000))
+    with pytest.raises(ConfigError, match=r"weights take 901\.0 MiB, but the cpu device has 900\.0 MiB"):
+        check_weights_fit(DEVICE, 901 * MIB)
+    check_weights_fit(DEVICE, 900 * MIB)
+
+
+def test_memory_that_others_use_is_a_warning() -> None:
+    pool = plan(device=replace(DEVICE, available_bytes=100 * MIB))
+    assert "100.0 MiB are free" in pool.warnings[0]
+
+
+def test_a_model_without_a_context_length_needs_one() -> None:
+    assert plan(context=None, max_model_len=512).max_model_len == 512
+    with pytest.raises(ConfigError, match=r"model\.max_model_len"):
+        plan(context=None)
+
+
+@given(
+    memory_mb=st.integers(1, 2000),
+    weights_mib=st.integers(1, 1000),
+    block_size=st.integers(1, 256),
+    max_num_seqs=st.integers(1, 512),
+    max_num_batched_tokens=st.integers(1, 8192),
+)
+def test_what_is_planned_always_fits(
+    memory_mb: int, weights_mib: int, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
+) -> None:
+    try:
+        pool = plan(
+            CacheConfig(memory_mb=memory_mb, block_size=block_size),
+            weights_mib=weights_mib,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+    except ConfigError:
+        return
+    memory = pool.memory
+    assert memory.weights_bytes + memory.activation_bytes + memory.kv_pool_bytes <= DEVICE.memory_bytes
+    assert memory.kv_pool_bytes <= memory_mb * MIB
+    assert 256 <= pool.max_model_len <= (pool.num_blocks - 1) * block_size
+
+
+def test_the_shape_whatever_the_family_calls_its_fields() -> None:
+    gpt = ModelShape.of({"n_embd": 768, "n_head": 12, "n_layer": 12, "vocab_size": 50257, "n_inner": None})
+    assert (gpt.hidden_size, gpt.intermediate_size, gpt.head_dim) == (768, 3072, 64)
+    assert gpt.kv_bytes_per_token(2) == 2 * 12 * 12 * 64 * 2
