@@ -16,7 +16,7 @@ from typing import Protocol
 
 import msgspec
 
-from mlxd.config import Config
+from mlxd.config import Config, LimitsConfig
 from mlxd.step import HEADER_BYTES, MAX_MESSAGE_BYTES, FromWorker, Shutdown, ToWorker, WorkerInit
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,9 @@ class ProcessExecutor:
             lambda: MessageReader(self._on_message, self.kill), sock=ours
         )
         self._watcher = loop.create_task(self._watch(self._process), name="mlxd-worker-watch")
-        self.send(WorkerInit(config=msgspec.to_builtins(self._config)))
+        # The worker runs model code; clients' keys are none of its business.
+        config = msgspec.structs.replace(self._config, limits=LimitsConfig())
+        self.send(WorkerInit(config=msgspec.to_builtins(config)))
 
     def send(self, message: ToWorker) -> None:
         if self._transport is None or self._transport.is_closing():
