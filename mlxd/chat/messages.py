@@ -132,6 +132,6 @@ def _tool_call(call: Any, argument_strings: bool) -> Any:
 def _parse_arguments(text: str) -> Any:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, dict) else text

@@ -80,7 +80,7 @@ def test_arguments_are_objects_or_text_as_the_template_wants() -> None:
     assert arguments(strings, None) == "{}"
 
 
-@pytest.mark.parametrize("slip", ['{"a": ', "[1]", '"a"', "3"])
+@pytest.mark.parametrize("slip", ['{"a": ', "[1]", '"a"', "3", '{"a":' * 100_000])
 def test_arguments_that_are_no_object_are_kept_as_they_are(slip: str) -> None:
     assert arguments(STRINGS, slip) == slip
 

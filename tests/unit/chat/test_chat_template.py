@@ -77,6 +77,10 @@ def test_globals_and_filters() -> None:
     assert indented == json.dumps(value, indent=2, sort_keys=True)
 
 
+def test_blocks_take_their_line_with_them() -> None:
+    assert make("a\n  {% if true %}\nb\n  {% endif %}\nc").render(USER) == "a\nb\nc"
+
+
 def test_variables() -> None:
     text = (
         "{{ bos_token }}|{{ documents is none }}|{{ tools is none }}|{{ add_generation_prompt }}|{{ mine }}"

@@ -124,6 +124,42 @@ def test_an_unfinished_character_becomes_a_replacement_character(byte_level: Tok
     assert detokenizer.finish() == byte_level.decode(ids).removeprefix("a") == "\ufffd"
 
 
+def test_a_prompt_may_end_after_any_byte_of_a_character(byte_level: Tokenizer) -> None:
+    by_bytes = {byte_level.token_bytes(i): i for i in range(byte_level.vocab_size)}
+    ids = [by_bytes[bytes([byte])] for byte in "ab🙃".encode()]
+    for cut in range(2, len(ids)):
+        detokenizer = byte_level.detokenizer(True, ids[:cut])
+        assert "".join(map(detokenizer.add, ids[cut:])) == "🙃"
+
+
+def test_leading_spaces_may_be_spread_over_tokens_and_be_bytes() -> None:
+    tokenizer = Tokenizer(small_tokenizers.byte_fallback(strip=3))
+    space, byte, the = (tokenizer.token_to_id(token) or 0 for token in ("▁", "<0x20>", "▁the"))
+    for ids in ([space, byte, the, space], [byte, byte], [space, space, space, space, the], [byte] * 4):
+        detokenizer = tokenizer.detokenizer(True)
+        text = "".join(map(detokenizer.add, ids)) + detokenizer.finish()
+        assert text == tokenizer.decode(ids)
+
+
+def test_only_visible_tokens_make_the_next_one_a_continuation() -> None:
+    tokenizer = Tokenizer(small_tokenizers.metaspace())
+    the, bos = tokenizer.token_to_id("▁the") or 0, tokenizer.token_to_id("<s>") or 0
+    assert tokenizer.detokenizer(True, [bos]).add(the) == "the"
+    assert tokenizer.detokenizer(False, [bos]).add(the) == " the"
+    assert tokenizer.detokenizer(True, [the]).add(the) == " the"
+
+
+def test_an_unknown_decoder_sees_what_came_before() -> None:
+    source = small_tokenizers.metaspace()
+    source.decoder = tokenizers.decoders.Sequence(
+        [tokenizers.decoders.Metaspace(), tokenizers.decoders.Fuse()]
+    )
+    tokenizer = Tokenizer(source)
+    ids = tokenizer.encode("the cat at the cat at the cat")
+    detokenizer = tokenizer.detokenizer(True)
+    assert "".join(map(detokenizer.add, ids)) + detokenizer.finish() == tokenizer.decode(ids)
+
+
 def test_length_limits_of_training_are_lifted(tmp_path: Path) -> None:
     limited = small_tokenizers.byte_level()
     limited.enable_truncation(4)
