@@ -37,7 +37,7 @@ class Server:
 
     `on_shutdown_deadline` is called once, when running exchanges have had `shutdown_seconds`: the
     application then ends its streams. `access_log` None logs no access lines. `clock` is monotonic seconds
-    (the loop's by default), `wall_clock` seconds since the epoch.
+    (not the loop's, which stands still within an iteration), `wall_clock` seconds since the epoch.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Server:
         *,
         on_shutdown_deadline: Callable[[], None] | None = None,
         access_log: logging.Logger | None = None,
-        clock: Callable[[], float] | None = None,
+        clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.config = config
@@ -74,7 +74,7 @@ class Server:
             app=self._app,
             config=config,
             loop=loop,
-            clock=self._clock or loop.time,
+            clock=self._clock,
             date_line=DateLine(self._wall_clock),
             access_log=self._access_log if config.access_log else None,
         )
@@ -125,9 +125,11 @@ class Server:
         for connection in list(context.connections):
             connection.shutdown()
         context.note_drained()
+        if context.exchanges:
+            logger.info("shutting down; running requests: %d", len(context.exchanges))
         if not await self._drained(self.config.shutdown_seconds, at_once) and not at_once.is_set():
             if context.exchanges:
-                logger.warning("%d requests are cut short by the shutdown", len(context.exchanges))
+                logger.warning("requests cut short by the shutdown: %d", len(context.exchanges))
             if self._on_shutdown_deadline is not None:
                 self._on_shutdown_deadline()
             await self._drained(LAST_FRAME_SECONDS, at_once)
