@@ -82,6 +82,7 @@ class Engine:
         self._draw_seed = draw_seed
         self._start_time = clock()
         self._stopping = False
+        self._eos_token_ids: tuple[int, ...] = ()
         self._in_flight: deque[ScheduledStep] = deque()
         self._worker_waits = False
         """the worker reads one more message before it gives the last plan's result"""
@@ -137,8 +138,8 @@ class Engine:
         InvalidRequestError (token ids out of range) or OverloadedError.
         """
         self.check_ready()
-        scheduler, info, tokenizer, files = self.scheduler, self.info, self.tokenizer, self.files
-        assert scheduler is not None and info is not None and tokenizer is not None and files is not None
+        scheduler, info, tokenizer = self.scheduler, self.info, self.tokenizer
+        assert scheduler is not None and info is not None and tokenizer is not None
         for params in requests:
             self._check_prompt(params, info)
         self._check_queue(requests, scheduler)
@@ -146,7 +147,7 @@ class Engine:
         stream = OutputStream(len(requests), loop, on_cancel=self._on_cancel, on_drained=self._on_drained)
         now = self._clock()
         for params in requests:
-            own_eos = () if params.ignore_eos else files.eos_token_ids
+            own_eos = () if params.ignore_eos else self._eos_token_ids
             stop_token_ids = frozenset((*own_eos, *params.stop_token_ids))
             request = Request(
                 self._resolve(params, stop_token_ids),
@@ -327,11 +328,13 @@ class Engine:
             self._fail_load("the model's tokenizer could not be read")
             return
         self.files, self.tokenizer = files, tokenizer
+        own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        self._eos_token_ids = (*files.eos_token_ids, *own)
         self._become_ready()
 
     def _read_text(self, path: Path) -> tuple[ModelFiles, Tokenizer]:
         files = ModelFiles.read(path, self.config.model.chat_template)
-        return files, Tokenizer.load(files)
+        return files, Tokenizer.load(files, trust_remote_code=self.config.model.trust_remote_code)
 
     def _fail_load(self, reason: str) -> None:
         logger.error("%s", reason)
