@@ -1,13 +1,24 @@
-"""Neutral events: what an answer is made of, before a dialect gives it its own names.
+"""Neutral events: what an answer is made of, before a dialect gives it its own names; and tools.
 
 They do not know HTTP, JSON or tokens. Every answer is some of these in order, and `Finished` once, last.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from mlxd.engine.request import FinishReason
+
+
+class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A tool that may be called. `parameters` is the JSON schema of its arguments, {} for any."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] = {}
+    strict: bool | None = None
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):
