@@ -102,8 +102,16 @@ async def run(args: argparse.Namespace, workload: Workload) -> tuple[Load, float
         keep_alive=args.keep_alive,
         timeout_seconds=args.timeout,
     )
-    if args.calibrate and not workload.dataset:
-        client.workload = dataclasses.replace(workload, calibration=await client.calibrate())
+    try:
+        return await _measure(client, args)
+    finally:
+        # uvloop does not end while connections are open.
+        client.pool.close()
+
+
+async def _measure(client: Client, args: argparse.Namespace) -> tuple[Load, float]:
+    if args.calibrate and not client.workload.dataset:
+        client.workload = dataclasses.replace(client.workload, calibration=await client.calibrate())
     if args.warmup:
         # Indices that the run does not use, so that no prompt is in a prefix cache before its time.
         measured = client.workload
@@ -116,20 +124,22 @@ async def run(args: argparse.Namespace, workload: Workload) -> tuple[Load, float
         if all(record.outcome not in ("ok", "cut") for record in warm.records):
             record = warm.records[0]
             raise RuntimeError(f"every warm-up request failed: {record.outcome} {record.error_message}")
+    num_requests = args.requests if args.requests or args.duration else 100
+    # A collection over everything imported would be a pause of ours in every stream.
     gc.collect()
     gc.freeze()
-    num_requests = args.requests if args.requests or args.duration else 100
     cpu = time.process_time()
-    if args.rate is not None:
-        due_times = arrivals(args.rate, args.arrivals, args.seed)
-        load = await client.open_loop(due_times, num_requests=num_requests, seconds=args.duration)
-    else:
-        load = await client.closed_loop(
-            concurrency=args.concurrency, num_requests=num_requests, seconds=args.duration
-        )
-    cpu = time.process_time() - cpu
-    client.pool.close()
-    return load, cpu
+    try:
+        if args.rate is not None:
+            due_times = arrivals(args.rate, args.arrivals, args.seed)
+            load = await client.open_loop(due_times, num_requests=num_requests, seconds=args.duration)
+        else:
+            load = await client.closed_loop(
+                concurrency=args.concurrency, num_requests=num_requests, seconds=args.duration
+            )
+    finally:
+        gc.unfreeze()
+    return load, time.process_time() - cpu
 
 
 def main(argv: list[str] | None = None) -> int:

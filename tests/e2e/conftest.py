@@ -35,7 +35,7 @@ def slow_playback() -> Iterator[ServerProcess]:
 @pytest.fixture(scope="session")
 def smollm2() -> Iterator[ServerProcess]:
     """A server with SmolLM2-135M-Instruct in float32."""
-    config = {"model": {"path": "demo:smollm2"}, "scheduler": {"max_num_seqs": 64}}
+    config = {"model": {"path": "demo:smollm2"}, "cache": {"memory_mb": 1024}}
     with ServerProcess(config, ready_seconds=600) as server:
         yield server
 
