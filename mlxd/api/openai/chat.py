@@ -16,6 +16,7 @@ from mlxd.api.openai.messages import template_messages
 from mlxd.api.openai.sampling import SequencePlan, plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import ChatCompletionRequest, ChatMessage
 from mlxd.api.openai.usage import Usage
+from mlxd.api.prompt import encode_conversation
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline
@@ -102,21 +103,17 @@ async def encode_chat(
         raise InvalidRequestError(
             f"chat_template_kwargs: {min(clash)} is a field of its own", param="chat_template_kwargs"
         )
-    template = await model.template()
-    try:
-        text = template.render(
-            rendered,
-            add_generation_prompt=(
-                not continue_final_message if add_generation_prompt is None else add_generation_prompt
-            ),
-            continue_final_message=bool(continue_final_message),
-            **kwargs,
-        )
-    except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
-        raise InvalidRequestError("messages: nested too deeply", param="messages") from error
-    # A template writes the special tokens itself.
-    [token_ids] = await model.encode([text], add_special_tokens=bool(add_special_tokens))
-    return token_ids
+    prompt = await encode_conversation(
+        model,
+        rendered,
+        add_generation_prompt=(
+            not continue_final_message if add_generation_prompt is None else add_generation_prompt
+        ),
+        continue_final_message=bool(continue_final_message),
+        add_special_tokens=bool(add_special_tokens),
+        kwargs=kwargs,
+    )
+    return prompt.token_ids
 
 
 def _num_logprobs(fields: ChatCompletionRequest) -> int | None:
