@@ -127,7 +127,7 @@ def test_secrets_are_masked_the_longest_first() -> None:
 def test_setup_sets_levels_of_ours_and_of_others(level: str, own: int, others: int) -> None:
     log.setup(level, stream=io.StringIO())
     assert logging.getLogger("mlxd.engine.scheduler").getEffectiveLevel() == own
-    assert logging.getLogger("huggingface_hub").getEffectiveLevel() == others
+    assert logging.getLogger("some.library").getEffectiveLevel() == others
 
 
 def test_setup_twice_logs_once() -> None:
