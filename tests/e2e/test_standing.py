@@ -27,14 +27,14 @@ from tests.e2e.sdk import connect, connect_async, user
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 
-MAX_TOKENS = 32
+MAX_TOKENS = 24
 BATCH = 32
 QUESTIONS = (
     "What is the capital of France? Answer in one sentence.",
     "Write the first line of a poem about the sea.",
     "List three prime numbers and say why they are prime.",
     "Translate 'good morning' into Spanish, French and German.",
-    "Explain in detail how a bicycle stays upright when it moves, and what the rider does about it. " * 6,
+    "Explain in detail how a bicycle stays upright when it moves, and what the rider does about it. " * 4,
 )
 
 
@@ -187,12 +187,14 @@ def test_a_seeded_sample_is_the_same_alone_and_among_others(smollm2, references)
 
 
 def test_a_pool_so_small_that_it_preempts_changes_nothing(start, references):
-    longest = max(len(reference.prompt) for reference in references) + MAX_TOKENS
-    num_blocks = 1 + 2 * -(-longest // 16)
-    server = start({"model": {"path": "demo:smollm2"}, "cache": {"num_blocks": num_blocks}})
-    twice = [*references, *references]
-    answers = all_at_once(server, *(partial(complete, prompt=reference.prompt) for reference in twice))
-    assert answers == [reference.answer for reference in twice]
+    # Four of the short prompts fit, and then there is a block left for all of them to grow into.
+    short = [reference for reference in references[:4] if reference.answer.finish_reason == "length"]
+    prompt_blocks = [-(-len(reference.prompt) // 4) for reference in short]
+    num_blocks = 1 + 4 * max(prompt_blocks) + 1
+    server = start({"model": {"path": "demo:smollm2"}, "cache": {"num_blocks": num_blocks, "block_size": 4}})
+    asked = short * 3
+    answers = all_at_once(server, *(partial(complete, prompt=reference.prompt) for reference in asked))
+    assert answers == [reference.answer for reference in asked]
     status = server.wait_idle()
     assert status["num_preempted"] > 0
     assert status["cache"]["used_blocks"] == 0
