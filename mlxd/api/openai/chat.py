@@ -13,10 +13,11 @@ from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import ChatFrames, Envelope
 from mlxd.api.openai.logprobs import chat_logprobs, mean_logprob
 from mlxd.api.openai.messages import template_messages
-from mlxd.api.openai.sampling import SequencePlan, plan_sequences, refuse_unsupported
+from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import ChatCompletionRequest, ChatMessage
 from mlxd.api.openai.usage import Usage
 from mlxd.api.prompt import encode_conversation
+from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline

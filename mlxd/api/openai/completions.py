@@ -12,9 +12,10 @@ from mlxd.api.generation import gather_outputs, stream_answer
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import CompletionFrames, Envelope
 from mlxd.api.openai.logprobs import CompletionLogprobs, mean_logprob
-from mlxd.api.openai.sampling import SequencePlan, plan_sequences, refuse_unsupported
+from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import CompletionRequest
 from mlxd.api.openai.usage import Usage
+from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.engine.request import RequestOutput

@@ -5,22 +5,15 @@ It does not know messages, prompts' text or answers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
+
+import msgspec
 
 from mlxd.api.openai.schema import ChatCompletionRequest, GenerationFields
+from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
 from mlxd.config import Config
-from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError
-from mlxd.step import SamplingParams
 from mlxd.text.model_files import ModelFiles
-
-N = TypeVar("N", int, float)
-
-_SEED_MASK = 2**63 - 1
-
-WHOLE_ANSWER_INTERVAL = 64
-"""Tokens an output of an answer that is not streamed: few wake-ups, and no long text appended to often."""
 
 _REFUSED = (
     "suffix",
@@ -74,47 +67,6 @@ def _asks_for_json(response_format: Any) -> bool:
     return response_format not in (None, {"type": "text"})
 
 
-@dataclass(frozen=True, slots=True)
-class SequencePlan:
-    """What the sequences of a request have in common. `num_sampled` of them are made of each prompt
-    (`best_of`), and the best `num_choices` (`n`) answered."""
-
-    num_choices: int
-    num_sampled: int
-    max_tokens: int
-    sampling: SamplingParams
-    seed: int | None
-    stop: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    ignore_eos: bool
-    skip_special_tokens: bool
-    priority: int
-    stream_interval: int
-    timeout_seconds: float
-
-    def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
-        """One request a sequence: `num_sampled` of the first prompt, then of the second, and so on."""
-        return [
-            GenerationRequest(
-                request_id=f"{response_id}-{index}",
-                prompt_token_ids=prompts[index // self.num_sampled],
-                max_tokens=self.max_tokens,
-                index=index,
-                sampling=self.sampling,
-                # Each sequence its own numbers, the same ones whenever the request is repeated.
-                seed=None if self.seed is None else (self.seed + index) & _SEED_MASK,
-                stop=self.stop,
-                stop_token_ids=self.stop_token_ids,
-                ignore_eos=self.ignore_eos,
-                skip_special_tokens=self.skip_special_tokens,
-                priority=self.priority,
-                stream_interval=self.stream_interval,
-                timeout_seconds=self.timeout_seconds,
-            )
-            for index in range(len(prompts) * self.num_sampled)
-        ]
-
-
 def plan_sequences(
     fields: GenerationFields,
     config: Config,
@@ -139,11 +91,6 @@ def plan_sequences(
     num_choices, num_sampled = _choices(fields, config.limits.max_choices)
     if num_sampled > num_choices and num_logprobs is None:
         num_logprobs = 0  # the best are those with the highest log-probability a token
-    temperature = _first(fields.temperature, config.defaults.temperature, files.default_temperature, 1.0)
-    top_p = _first(fields.top_p, config.defaults.top_p, files.default_top_p, 1.0)
-    top_k = max(0, _first(fields.top_k, files.default_top_k, 0))
-    if top_p == 0:  # the smallest set of tokens that holds any probability: the likeliest one
-        top_p, top_k = 1.0, 1
     stop_token_ids = fields.stop_token_ids or []
     if any(token_id >= vocab_size for token_id in stop_token_ids):
         raise _invalid("stop_token_ids", f"token ids are below {vocab_size}")
@@ -151,12 +98,16 @@ def plan_sequences(
         num_choices=num_choices,
         num_sampled=num_sampled,
         max_tokens=max_tokens,
-        sampling=SamplingParams(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=_first(fields.min_p, files.default_min_p, 0.0),
-            repetition_penalty=_first(fields.repetition_penalty, files.default_repetition_penalty, 1.0),
+        sampling=msgspec.structs.replace(
+            resolve_sampling(
+                config,
+                files,
+                temperature=fields.temperature,
+                top_p=fields.top_p,
+                top_k=fields.top_k,
+                min_p=fields.min_p,
+                repetition_penalty=fields.repetition_penalty,
+            ),
             presence_penalty=fields.presence_penalty or 0.0,
             frequency_penalty=fields.frequency_penalty or 0.0,
             logit_bias=_logit_bias(fields.logit_bias, vocab_size),
@@ -164,12 +115,12 @@ def plan_sequences(
             logprobs=-1 if num_logprobs is None else num_logprobs,
         ),
         seed=fields.seed,
-        stop=_stop_strings(fields.stop, config.limits.max_stop_strings),
+        stop=stop_strings(fields.stop, config.limits.max_stop_strings, param="stop"),
         stop_token_ids=tuple(stop_token_ids),
         ignore_eos=bool(fields.ignore_eos),
         skip_special_tokens=fields.skip_special_tokens is not False,
         priority=fields.priority or 0,
-        stream_interval=config.defaults.stream_interval if fields.stream else WHOLE_ANSWER_INTERVAL,
+        stream_interval=stream_interval(config, fields.stream),
         timeout_seconds=min(config.limits.timeout_seconds, fields.timeout or config.limits.timeout_seconds),
     )
 
@@ -188,17 +139,6 @@ def _choices(fields: GenerationFields, max_choices: int) -> tuple[int, int]:
     return num_choices, num_sampled
 
 
-def _stop_strings(stop: str | list[str] | None, max_stop_strings: int) -> tuple[str, ...]:
-    if stop is None:
-        return ()
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    if len(strings) > max_stop_strings:
-        raise _invalid("stop", f"at most {max_stop_strings} strings, got {len(strings)}")
-    if "" in strings:
-        raise _invalid("stop", "an empty string would stop before the first token")
-    return strings
-
-
 def _logit_bias(logit_bias: dict[str, float] | None, vocab_size: int) -> dict[int, float]:
     biases: dict[int, float] = {}
     for key, bias in (logit_bias or {}).items():
@@ -206,11 +146,6 @@ def _logit_bias(logit_bias: dict[str, float] | None, vocab_size: int) -> dict[in
             raise _invalid("logit_bias", f"the keys are token ids below {vocab_size}, got {key[:100]!r}")
         biases[int(key)] = bias
     return biases
-
-
-def _first(*candidates: N | None) -> N:
-    """The first that says something; the last always does."""
-    return next(candidate for candidate in candidates if candidate is not None)
 
 
 def _invalid(param: str, problem: str) -> InvalidRequestError:
