@@ -15,14 +15,15 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def uniforms(seeds: Iterable[int], positions: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """One number in [0, 1) for each (seed, position), of 24 bits, exact in float32.
+    """One number strictly between 0 and 1 for each (seed, position): an odd multiple of 2**-24.
 
     splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014) of the
     position, started at the mixed seed so that neighbouring seeds have unrelated streams.
     """
     state = _mix(np.array([seed & _MASK for seed in seeds], dtype=np.uint64) + _GAMMA)
     hashed = _mix(state + (positions.astype(np.uint64) + np.uint64(1)) * _GAMMA)
-    return ((hashed >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+    odd = (hashed >> np.uint64(41)) * np.uint64(2) + np.uint64(1)
+    return odd.astype(np.float32) * np.float32(2.0**-24)
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mlxd.step import SamplingParams, SlotInit
 from mlxd.worker import sampling
+from mlxd.worker.exponential import exp_nonpositive
 from mlxd.worker.history import EMPTY_LANE, TokenHistory
 from mlxd.worker.logprobs import RawLogprobs
 from mlxd.worker.randomness import uniforms
@@ -205,7 +206,7 @@ def _sample_full(logits: mx.array, rows: Sequence[_Row]) -> mx.array:
     if any(row.params.min_p > 0 for row in rows):
         probabilities = sampling.keep_min_p(z, _column(rows, lambda params: params.min_p))
     else:
-        probabilities = mx.exp(z)
+        probabilities = exp_nonpositive(z)
     if any(0 < row.params.top_k < vocab_size for row in rows):
         top_k = [[min(row.params.top_k or vocab_size, vocab_size)] for row in rows]
         off = mx.ones((len(rows), 1))

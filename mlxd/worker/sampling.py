@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
+from mlxd.worker.exponential import exp_nonpositive
+
 BLOCK = 256
 """Tokens whose probabilities are summed first; the draw looks at sums, then inside one block."""
 
@@ -34,7 +36,7 @@ def penalise(
 
 def keep_min_p(z: mx.array, min_p: mx.array) -> mx.array:
     """Zero where the probability is below min_p times the largest. `z`: logits minus their maximum."""
-    return mx.exp(z) * (z >= mx.log(min_p))
+    return exp_nonpositive(z) * (z >= mx.log(min_p))
 
 
 def sorted_thresholds(probabilities: mx.array, top_k: mx.array, top_p: mx.array) -> mx.array:
@@ -76,7 +78,8 @@ def draw(probabilities: mx.array, uniform: mx.array) -> mx.array:
     """The index, int32 [n], where the running sum of the row passes `uniform` [n, 1] of its total.
 
     Sums go by blocks, so that rounding stays that of some hundred terms rather than of the vocabulary.
-    A probability of 0 is never drawn: the uniform number is below 1, so the target is below the total.
+    What is masked or cut is never drawn: the uniform number lies between 2**-24 and 1 - 2**-24, so the target
+    is above what exp leaves of minus infinity, and below the total.
     """
     num_rows, size = probabilities.shape
     if size % BLOCK:

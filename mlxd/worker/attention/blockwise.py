@@ -12,6 +12,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxd.worker.exponential import exp_nonpositive
+
 
 class BlockwiseDecode:
     """n rows with one query each. Block tables int32 [n, W], context lengths int32 [n]."""
@@ -37,7 +39,7 @@ class BlockwiseDecode:
         """queries [n, num_heads, 1, key_dim], pools of one layer -> [n, num_heads, 1, value_dim]"""
         num_blocks, num_kv_heads, block_size, key_dim = keys.shape
         num_rows, num_heads = queries.shape[:2]
-        width, repeats = self._width, num_heads // num_kv_heads
+        repeats = num_heads // num_kv_heads
         query_index, block_index, pair_index = self._index(num_kv_heads)
         grouped = (queries * scale).reshape(num_rows * num_kv_heads, repeats, key_dim)
         flat_keys = keys.reshape(num_blocks * num_kv_heads, block_size, key_dim)
@@ -45,14 +47,15 @@ class BlockwiseDecode:
         scores = scores.astype(mx.float32)  # [n, num_kv_heads, W, repeats, block_size]
         if softcap is not None:
             scores = softcap * mx.tanh(scores / softcap)
-        scores = mx.minimum(scores, self._limit).swapaxes(2, 3)
-        shape = scores.shape
-        weights = mx.softmax(scores.reshape(*shape[:3], -1), axis=-1)
-        weights = weights.reshape(shape).swapaxes(2, 3).astype(values.dtype)
-        weights = weights.reshape(num_rows * num_kv_heads * width, repeats, block_size)
+        scores = mx.minimum(scores, self._limit)
+        largest = scores.max(axis=-1, keepdims=True).max(axis=2, keepdims=True)
+        weights = exp_nonpositive(scores - largest)
+        total = weights.sum(axis=-1, keepdims=True).sum(axis=2)  # [n, num_kv_heads, repeats, 1]
+        weights = weights.astype(values.dtype).reshape(-1, repeats, block_size)
         flat_values = values.reshape(num_blocks * num_kv_heads, block_size, -1)
         parts = mx.gather_mm(weights, flat_values, pair_index, block_index)
-        return parts.sum(axis=2).reshape(num_rows, num_heads, 1, -1)
+        output = parts.sum(axis=2) / total
+        return output.astype(queries.dtype).reshape(num_rows, num_heads, 1, -1)
 
     def _index(self, num_kv_heads: int) -> tuple[mx.array, mx.array, mx.array]:
         """uint32 [n, num_kv_heads, W]: which query matrix, pool matrix and weight matrix make a pair."""
