@@ -1,0 +1,175 @@
+"""The harmony format of gpt-oss, read as it comes: messages with a header and a body.
+
+It does not know what becomes of them: the reasoning parser shows thinking and text, the tool parser calls.
+
+    <|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{"a":1}<|call|>
+
+The prompt ends with `<|start|>assistant`, so an answer begins within a header. `<|call|>` and `<|return|>`
+end generation and are usually not part of the text. (https://cookbook.openai.com/articles/openai-harmony)
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+
+from mlxd.text.markers import MarkerScanner
+
+START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>", "<|message|>"
+END, CALL, RETURN = "<|end|>", "<|call|>", "<|return|>"
+ANALYSIS = "analysis"
+
+MAX_HEADER_CHARACTERS = 1024
+"""Longer than any header: what goes on for longer without `<|message|>` is shown as it is."""
+
+_RECIPIENT = re.compile(r"(?:^|\s)to=([^\s<]+)")
+_CHANNEL = re.compile(re.escape(CHANNEL) + r"\s*(\w+)")
+_CUT_HEADER = re.compile(r"(?:<\|(?:start|channel|constrain)\|>|[\w\s.=-])*(?:<[|\w]*)?")
+
+_ENDS = (END, CALL, RETURN)
+_BETWEEN = MarkerScanner((START, CHANNEL, MESSAGE, *_ENDS))
+_HEADER = MarkerScanner((MESSAGE, START, *_ENDS))
+_BODY = MarkerScanner((*_ENDS, START, CHANNEL))
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A message begins. `recipient` is None, or such as `functions.f`; `raw` is the header as it was."""
+
+    channel: str | None
+    recipient: str | None
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """More of the message's body. Never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The message is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Text that is part of no message. Never empty."""
+
+    text: str
+
+
+HarmonyEvent = Header | Body | End | Stray
+
+
+class _State(enum.Enum):
+    BEGINNING = enum.auto()
+    BETWEEN = enum.auto()
+    HEADER = enum.auto()
+    BODY = enum.auto()
+
+
+class HarmonyReader:
+    """Reads one answer: linear, the same events, joined, for every way of cutting the text."""
+
+    __slots__ = ("_header", "_held", "_num_header_characters", "_state")
+
+    def __init__(self, *, in_body: bool = False) -> None:
+        """`in_body`: the prompt has ended with a header, whose body comes first."""
+        self._state = _State.BODY if in_body else _State.BEGINNING
+        self._held = ""
+        self._header: list[str] = []
+        self._num_header_characters = 0
+
+    def feed(self, text: str) -> list[HarmonyEvent]:
+        """The events that `text` completes."""
+        events: list[HarmonyEvent] = []
+        self._read(text, events, is_last=False)
+        return events
+
+    def finish(self) -> list[HarmonyEvent]:
+        """The events of what was held back. A header that was cut off is left out: it says nothing yet."""
+        events: list[HarmonyEvent] = []
+        self._read("", events, is_last=True)
+        if self._state is _State.HEADER:
+            raw = "".join(self._header)
+            if not _CUT_HEADER.fullmatch(raw):
+                events.append(Stray(raw))
+        elif self._state is _State.BODY:
+            events.append(End())
+        return events
+
+    def _read(self, text: str, events: list[HarmonyEvent], *, is_last: bool) -> None:
+        text = self._held + text
+        self._held = ""
+        while text:
+            match self._state:
+                case _State.BEGINNING:
+                    text = self._beginning(text, is_last)
+                case _State.BETWEEN:
+                    text = self._between(text, events, is_last)
+                case _State.HEADER:
+                    text = self._in_header(text, events, is_last)
+                case _State.BODY:
+                    text = self._in_body(text, events, is_last)
+
+    def _beginning(self, text: str, is_last: bool) -> str:
+        """The rest of a header that the prompt began may name a recipient first; other text is stray."""
+        beginning = text.lstrip()
+        if not is_last and "to=".startswith(beginning):
+            self._held = text
+            return ""
+        self._state = _State.HEADER if beginning.startswith("to=") else _State.BETWEEN
+        return text
+
+    def _between(self, text: str, events: list[HarmonyEvent], is_last: bool) -> str:
+        end, marker = _BETWEEN.scan(text, is_last=is_last)
+        if end:
+            events.append(Stray(text[:end]))
+        if not marker:
+            self._held = text[end:]
+            return ""
+        if marker in _ENDS:
+            return text[end + len(marker) :]
+        self._state = _State.HEADER
+        return text[end:]
+
+    def _in_header(self, text: str, events: list[HarmonyEvent], is_last: bool) -> str:
+        # A header begins with <|start|>; another one is the next header.
+        start = len(START) if not self._header and text.startswith(START) else 0
+        end, marker = _HEADER.scan(text, start, is_last=is_last)
+        self._header.append(text[:end])
+        self._num_header_characters += end
+        if marker == MESSAGE:
+            raw = self._take_header()
+            recipient, channel = _RECIPIENT.search(raw), _CHANNEL.search(raw)
+            events.append(
+                Header(channel[1] if channel else None, recipient[1] if recipient else None, raw + MESSAGE)
+            )
+            self._state = _State.BODY
+            return text[end + len(MESSAGE) :]
+        if marker or self._num_header_characters > MAX_HEADER_CHARACTERS:
+            events.append(Stray(self._take_header()))
+            self._state = _State.BETWEEN
+            return text[end:]
+        self._held = text[end:]
+        return ""
+
+    def _take_header(self) -> str:
+        raw = "".join(self._header)
+        self._header.clear()
+        self._num_header_characters = 0
+        return raw
+
+    def _in_body(self, text: str, events: list[HarmonyEvent], is_last: bool) -> str:
+        end, marker = _BODY.scan(text, is_last=is_last)
+        if end:
+            events.append(Body(text[:end]))
+        if not marker:
+            self._held = text[end:]
+            return ""
+        events.append(End())
+        self._state = _State.BETWEEN
+        return text[end:]

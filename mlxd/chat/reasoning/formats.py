@@ -1,0 +1,101 @@
+"""The reasoning formats by name, and which one a model has.
+
+It does not know requests. How to add one: an entry in FORMATS, a rule in `detect` if `auto` should find it,
+and a table in tests/unit/chat/reasoning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from mlxd.chat.reasoning.auto import AutoParser
+from mlxd.chat.reasoning.base import ReasoningFormat, ReasoningParser
+from mlxd.chat.reasoning.gpt_oss import GptOssParser
+from mlxd.chat.reasoning.tagged import TaggedParser
+from mlxd.text.thinking import ThinkingTags
+
+AUTO, NONE = "auto", "none"
+
+
+def _harmony(tags: ThinkingTags) -> ReasoningParser:
+    return GptOssParser(in_analysis=tags.opened)
+
+
+_THINK = ReasoningFormat(
+    name="qwen3",
+    start="<think>",
+    end="</think>",
+    closing="\n</think>\n\n",
+    make_parser=TaggedParser,
+    may_omit_start=True,
+)
+
+FORMATS: dict[str, ReasoningFormat] = {
+    reasoning_format.name: reasoning_format
+    for reasoning_format in (
+        _THINK,
+        replace(_THINK, name="deepseek_r1", always_thinks=True),
+        replace(_THINK, name="glm4", may_omit_start=False),
+        ReasoningFormat(
+            name="gpt_oss",
+            start="<|channel|>analysis<|message|>",
+            end="<|end|>",
+            closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+            make_parser=_harmony,
+            repeats=True,
+            preserve_special_tokens=True,
+            tool_parser="harmony",
+        ),
+        ReasoningFormat(
+            name="gemma4",
+            # "thought" is the channel's name; a newline follows it.
+            start="<|channel>thought",
+            end="<channel|>",
+            closing="\n<channel|>",
+            make_parser=TaggedParser,
+            preserve_special_tokens=True,
+        ),
+        ReasoningFormat(
+            name="mistral",
+            start="[THINK]",
+            end="[/THINK]",
+            closing="[/THINK]",
+            make_parser=TaggedParser,
+            preserve_special_tokens=True,
+        ),
+    )
+}
+"""What API.md calls the reasoning parsers; `auto` and `none` are choices, not formats."""
+
+_BY_FIRST_TAG = ("qwen3", "gpt_oss", "gemma4", "mistral")
+
+
+def names() -> tuple[str, ...]:
+    """What `chat.reasoning_parser` takes."""
+    return (*FORMATS, AUTO, NONE)
+
+
+def auto_parser(*, has_tools: bool = False, interrupts: tuple[str, ...] = ()) -> ReasoningParser:
+    """The parser for a model of which nothing is known. `has_tools`: a tool parser reads on behind it."""
+    formats = [FORMATS[name] for name in _BY_FIRST_TAG]
+    return AutoParser([f for f in formats if not (has_tools and f.tool_parser)], interrupts=interrupts)
+
+
+def detect(templates: Iterable[str], model_type: str) -> ReasoningFormat | None:
+    """The format that a model's chat templates and type suggest; None where they know of no thinking."""
+    source = "\n".join(templates)
+    if model_type == "gpt_oss" or ("<|channel|>" in source and "analysis" in source):
+        return FORMATS["gpt_oss"]
+    if "<|channel>" in source:
+        return FORMATS["gemma4"]
+    if "[THINK]" in source:
+        return FORMATS["mistral"]
+    if "<think>" not in source and "</think>" not in source:
+        return None
+    if model_type.startswith("glm") or "[gMASK]" in source:
+        return FORMATS["glm4"]
+    if model_type.startswith("deepseek") or "<｜Assistant｜>" in source:
+        # Where its template never opens the block, deepseek_r1 takes it to be open, which a guess must not.
+        return FORMATS["deepseek_r1" if "<think>" in source else "qwen3"]
+    return FORMATS["qwen3"]
