@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -109,10 +111,18 @@ class ActiveGenerations:
 
 
 class Frames(Protocol):
-    """Turns outputs into the bytes of one event stream."""
+    """Turns outputs into the bytes of one event stream.
+
+    `ping_seconds`: how often the client wants a sign of life while nothing is new; None for never.
+    """
+
+    ping_seconds: float | None
+
+    def start(self) -> bytes:
+        """The frames that need no output: they go out while the prompt is computed."""
 
     def render(self, outputs: list[RequestOutput]) -> bytes:
-        """The frames of what is new, joined."""
+        """The frames of what is new, joined; a sign of life where there is nothing."""
 
     def end(self) -> bytes:
         """The last frames of a stream that went well."""
@@ -145,7 +155,7 @@ async def stream_answer(request: HTTPRequest, generation: Generation, frames: Fr
     Raises:
         ClientClosedRequest: the client left.
     """
-    async with generation:
+    async with generation, _pings(generation.stream, frames.ping_seconds):
         await request.start_event_stream()
         try:
             error = await _send_frames(request, generation, frames)
@@ -162,6 +172,9 @@ async def stream_answer(request: HTTPRequest, generation: Generation, frames: Fr
 async def _send_frames(
     request: HTTPRequest, generation: Generation, frames: Frames
 ) -> HTTPStatusError | None:
+    chunk = frames.start()
+    if chunk:
+        await request.send_chunk(chunk)
     async for outputs in generation.stream:
         if generation.cause is not None:
             break
@@ -172,6 +185,25 @@ async def _send_frames(
             if output.finish_reason is not None and (error := output_error(output)) is not None:
                 return error
     return generation.cause
+
+
+@asynccontextmanager
+async def _pings(stream: OutputStream, seconds: float | None) -> AsyncIterator[None]:
+    """Wakes the stream's reader every so often: a timer of its own, so that a token costs none."""
+    if seconds is None:
+        yield
+        return
+    task = asyncio.get_running_loop().create_task(_wake(stream, seconds))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _wake(stream: OutputStream, seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        stream.wake()
 
 
 async def gather_outputs(generation: Generation, num_sequences: int) -> list[RequestOutput]:

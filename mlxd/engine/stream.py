@@ -62,6 +62,10 @@ class OutputStream:
         self.num_unread_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             self._num_open -= 1
+        self.wake()
+
+    def wake(self) -> None:
+        """Let a waiting reader go on; where nothing is new, it gets an empty list."""
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None

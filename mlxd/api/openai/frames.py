@@ -47,12 +47,17 @@ class Envelope:
 class _Frames:
     """What both streams share: the envelope around a choice, usage, the end."""
 
+    ping_seconds = None
+
     def __init__(self, envelope: Envelope, num_choices: int, *, include_usage: bool) -> None:
         self._envelope = envelope
         self._include_usage = include_usage
         self._usage = Usage(num_choices)
         self._before = orjson.dumps(envelope.fields())[:-1] + b',"choices":['
         self._after = b'],"usage":null}' if include_usage else b"]}"
+
+    def start(self) -> bytes:
+        return b""
 
     def end(self) -> bytes:
         """The usage, if asked for, and `[DONE]`."""
