@@ -14,6 +14,7 @@ from mlxd.step import SamplingParams, TokenLogprobs
 from mlxd.text.stop import StopChecker
 
 if TYPE_CHECKING:
+    from mlxd.engine.queue import Share
     from mlxd.engine.stream import OutputStream
     from mlxd.text.detokenizer import Detokenizer
 
@@ -39,6 +40,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     priority: int = 0
     """lower runs first"""
+    client: str = ""
+    """whose it is: requests of one priority share the worker fairly between clients"""
+    weight: float = 1.0
+    """the client's share, in proportion to those of the others"""
     stream_interval: int = 1
     seed: int | None = None
     """None: the engine draws one; it becomes sampling.seed"""
@@ -132,6 +137,7 @@ class Request:
         "output_token_ids",
         "params",
         "paused",
+        "share",
         "slot",
         "status",
         "stop_checker",
@@ -163,6 +169,8 @@ class Request:
 
         # Scheduling state, the scheduler's to change.
         self.status = RequestStatus.WAITING
+        self.share: Share
+        """the client's account, the waiting queue's to set"""
         self.slot = -1
         self.decoding = False
         """the last token was sampled in this slot, so the next row is a decode row"""

@@ -82,6 +82,7 @@ class Scheduler:
             self._release(request)
         elif not request.status.is_finished:
             self.waiting.remove(request)
+        self.waiting.forget(request)
         request.status = status
         request.finish_time = now
 
@@ -89,6 +90,7 @@ class Scheduler:
         """Account for a step that ran; the caller appends its tokens."""
         for request in step.sampled:
             request.num_pending_tokens -= 1
+            request.share.deficit -= 1.0
         self.cost.observe(step.num_decode_rows, step.num_chunk_tokens, seconds)
 
     def check_integrity(self) -> None:
@@ -131,7 +133,7 @@ class Scheduler:
             # Room for one more block for each running request, or the newcomer would soon be preempted.
             if not self.kv.admit(newcomer, headroom=len(self.running)):
                 break
-            self.waiting.remove(newcomer)
+            self.waiting.admit(newcomer)
             newcomer.status = RequestStatus.RUNNING
             newcomer.first_scheduled_time = newcomer.first_scheduled_time or now
             self.running.append(newcomer)
