@@ -106,6 +106,7 @@ def measure_paced(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         run = run_load(server, folder, load, num_chars=args.tokens)
         return {
             "run": asdict(run),
+            "cpu_us_per_token_with_requests": run.cpu_seconds / run.tokens * 1e6,
             "front_cpu_share": run.cpu_seconds / run.seconds,
             "loop_lag": server.status()["loop_lag"],
         }
@@ -152,6 +153,7 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         ("gap between tokens, p99", result["long"]["itl_p99_ms"], "ms"),
         ("RSS before", result["rss_mb_before"], "MB"),
         ("RSS after", result["rss_mb_after"], "MB"),
+        ("paced: CPU a token, requests included", paced["cpu_us_per_token_with_requests"], "us"),
         ("paced: front, of one core", paced["front_cpu_share"] * 100, "%"),
         ("paced: gap between tokens, p99", paced["run"]["itl_p99_ms"], "ms"),
         ("paced: loop lag p50", paced["loop_lag"]["p50_ms"], "ms"),
