@@ -9,6 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from mlxd.step import TokenLogprobs
+from mlxd.worker.exponential import exp_nonpositive
 
 MIN_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say; OpenAI's API uses the same number."""
@@ -22,7 +23,8 @@ class RawLogprobs:
 
     def __init__(self, logits: mx.array, tokens: mx.array, requests: list[tuple[int, int]]) -> None:
         self._requests = requests
-        normaliser = mx.logsumexp(logits, axis=-1, keepdims=True)
+        largest = mx.max(logits, axis=-1, keepdims=True)
+        normaliser = largest + mx.log(exp_nonpositive(logits - largest).sum(axis=-1, keepdims=True))
         chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)
         self._logprob = (chosen - normaliser).squeeze(-1)
         self._rank = (logits > chosen).sum(axis=-1) + 1

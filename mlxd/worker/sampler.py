@@ -20,7 +20,7 @@ import numpy.typing as npt
 from mlxd.step import SamplingParams, SlotInit
 from mlxd.worker import sampling
 from mlxd.worker.exponential import exp_nonpositive
-from mlxd.worker.history import EMPTY_LANE, TokenHistory
+from mlxd.worker.history import NEUTRAL_LANE, TokenHistory
 from mlxd.worker.logprobs import RawLogprobs
 from mlxd.worker.randomness import uniforms
 
@@ -37,7 +37,7 @@ class SlotState:
 
     params: SamplingParams
     num_prompt_tokens: int
-    lane: int = EMPTY_LANE
+    lane: int = NEUTRAL_LANE
     error: str | None = None
 
 
@@ -90,12 +90,12 @@ class Sampler:
         elif init.sampling.needs_token_history:
             tokens = np.frombuffer(init.token_ids, dtype="<i4")
             prompt, output = np.split(tokens, [init.num_prompt_tokens])
-            state.lane = self._history.add(prompt, output)
+            state.lane = self._history.add(init.sampling, prompt, output)
         self._slots[init.slot] = state
 
     def release(self, slot: int) -> None:
         state = self._slots.pop(slot, None)
-        if state is not None and state.lane != EMPTY_LANE:
+        if state is not None and state.lane != NEUTRAL_LANE:
             self._history.remove(state.lane)
 
     def sample(
@@ -113,7 +113,7 @@ class Sampler:
         failed = mx.isnan(checksum) | (checksum == mx.inf)
         tokens = mx.where(failed, 0, tokens)
         self.last_tokens[mx.array(slots)] = tokens
-        counting = [row for row in rows if row.state.lane != EMPTY_LANE]
+        counting = [row for row in rows if row.state.lane != NEUTRAL_LANE]
         if counting:
             self._history.append([row.state.lane for row in counting], _take(tokens, counting, len(rows)))
         asking = [row for row in rows if row.params.logprobs >= 0]
@@ -158,16 +158,8 @@ class Sampler:
             places, ids, amounts = zip(*edits, strict=True)
             index = (mx.array(places, dtype=mx.int32), mx.array(ids, dtype=mx.int32))
             logits = logits.at[index].add(mx.array(amounts, dtype=mx.float32))
-        if any(row.state.lane != EMPTY_LANE for row in rows):
-            prompt_seen, output_counts = self._history.read([row.state.lane for row in rows])
-            logits = sampling.penalise(
-                logits,
-                prompt_seen,
-                output_counts,
-                _column(rows, lambda params: params.repetition_penalty),
-                _column(rows, lambda params: params.presence_penalty),
-                _column(rows, lambda params: params.frequency_penalty),
-            )
+        if any(row.state.lane != NEUTRAL_LANE for row in rows):
+            logits = self._history.penalise(logits, [row.state.lane for row in rows])
         return logits
 
 

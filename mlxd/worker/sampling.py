@@ -13,25 +13,11 @@ from mlxd.worker.exponential import exp_nonpositive
 BLOCK = 256
 """Tokens whose probabilities are summed first; the draw looks at sums, then inside one block."""
 
-NUM_BISECTIONS = 24
-"""The nucleus threshold lies in some 20 units of logits; 24 halvings leave 1e-6, a float32's own error."""
+NUM_BISECTIONS = 20
+"""The nucleus threshold lies in some 15 units of logits; 20 halvings leave 2e-5. A token that close to the
+threshold may be kept although the sum without it would do."""
 
 _BELOW_ONE = 1.0 - 2.0**-24
-
-
-def penalise(
-    logits: mx.array,
-    prompt_seen: mx.array,
-    output_counts: mx.array,
-    repetition: mx.array,
-    presence: mx.array,
-    frequency: mx.array,
-) -> mx.array:
-    """vLLM's penalties. `prompt_seen` is bool, `output_counts` int32, both [n, vocab_size]."""
-    produced = output_counts > 0
-    factor = mx.where(prompt_seen | produced, repetition, 1.0)
-    logits = mx.where(logits > 0, logits / factor, logits * factor)
-    return logits - frequency * output_counts - presence * produced
 
 
 def keep_min_p(z: mx.array, min_p: mx.array) -> mx.array:
@@ -57,7 +43,9 @@ def sorted_thresholds(probabilities: mx.array, top_k: mx.array, top_p: mx.array)
 
 
 def nucleus_thresholds(z: mx.array, probabilities: mx.array, top_p: mx.array) -> mx.array:
-    """Smallest z [n, 1] that top_p keeps, by bisection: each step is one pass, a sort would be forty.
+    """Smallest z [n, 1] that top_p keeps, by bisection.
+
+    On a CPU this takes two thirds of the time of a sort (32 rows of 49k: 70 ms against 135), and no gathers.
 
     The tail that may be cut holds at most 1 - top_p of the mass, so whoever has less than its even share of
     that is cut for sure; this bounds the search from below, and 0, the largest z, from above.
