@@ -21,7 +21,7 @@ from mlxd.config import Config
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
-from mlxd.engine.output_processor import STATUS_OF, append_token, end_early
+from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, force_tokens
 from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
@@ -235,6 +235,7 @@ class Engine:
         # Those that wait lost nothing but samples that were in flight when they were preempted.
         for request in scheduler.waiting:
             request.num_pending_tokens = 0
+            request.num_stale_samples = 0
             request.num_samples_left = request.max_tokens - len(request.output_token_ids)
             self._waiting_for_worker.append(request)
 
@@ -261,6 +262,9 @@ class Engine:
         for row, request in enumerate(step.sampled):
             if request.status > RequestStatus.PREEMPTED:
                 continue  # it ended while this row was in flight
+            if request.num_stale_samples:
+                request.num_stale_samples -= 1
+                continue
             token_id = sampled[row]
             if token_id < 0:
                 error = InternalError(errors.get(row, "the model gave no valid token"))
@@ -269,6 +273,8 @@ class Engine:
             if request.first_token_time is None:
                 request.first_token_time = now
             reason = append_token(request, token_id, logprobs[row] if logprobs else None)
+            if reason is None and request.thinking is not None and request.thinking.must_close:
+                reason = self._close_thinking(request, scheduler)
             if reason is not None:
                 self._finish(request, reason, scheduler)
             elif request.stream.is_backlogged:
@@ -276,6 +282,14 @@ class Engine:
         self._pump()
 
     # Within
+
+    def _close_thinking(self, request: Request, scheduler: Scheduler) -> FinishReason | None:
+        """The model has thought for as long as it may: it goes on as if it had closed the block itself."""
+        assert request.params.thinking is not None
+        reason = force_tokens(request, request.params.thinking.closing_token_ids)
+        if reason is None:
+            scheduler.restart(request)
+        return reason
 
     def _check_prompt(self, params: GenerationRequest, info: WorkerReady) -> None:
         num_tokens = len(params.prompt_token_ids)

@@ -5,6 +5,8 @@ It does not know steps, blocks or clients' dialects.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mlxd.engine.request import FinishReason, Request, RequestOutput, RequestStatus
 from mlxd.step import TokenLogprobs
 
@@ -33,6 +35,8 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
             stop_reason = token_id
     else:
         text = request.detokenizer.add(token_id)
+        if request.thinking is not None:
+            request.thinking.add(text)
         at_limit = num_output_tokens >= request.max_tokens
         if at_limit:
             text += request.detokenizer.finish()
@@ -56,6 +60,7 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
         request.num_prompt_tokens,
         num_output_tokens,
         request.num_cached_tokens,
+        0 if request.thinking is None else request.thinking.num_tokens,
     )
     held = request.held_output
     if held is not None:
@@ -73,6 +78,15 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
     return finish_reason
 
 
+def force_tokens(request: Request, token_ids: Sequence[int]) -> FinishReason | None:
+    """Append tokens that nobody sampled, up to one that ends the request; its reason, or None."""
+    for token_id in token_ids:
+        reason = append_token(request, token_id, None)
+        if reason is not None:
+            return reason
+    return None
+
+
 def end_early(request: Request, reason: FinishReason, error: Exception | None) -> None:
     """Push the terminal output of a request that is cut off: abort or error."""
     output = RequestOutput(
@@ -86,6 +100,7 @@ def end_early(request: Request, reason: FinishReason, error: Exception | None) -
         request.num_prompt_tokens,
         len(request.output_token_ids),
         request.num_cached_tokens,
+        0 if request.thinking is None else request.thinking.num_tokens,
     )
     if request.held_output is not None:
         request.held_output.absorb(output)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mlxd.engine.thinking import ThinkingParams, ThinkingWatch
 from mlxd.step import SamplingParams, TokenLogprobs
 from mlxd.text.stop import StopChecker
 
@@ -38,6 +39,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    thinking: ThinkingParams | None = None
+    """how to count and limit the model's thinking; None where it does not think"""
     priority: int = 0
     """lower runs first"""
     client: str = ""
@@ -95,6 +98,7 @@ class RequestOutput(msgspec.Struct, gc=False):
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
 
     def absorb(self, later: RequestOutput) -> None:
         """Append the next output of the same request to this one."""
@@ -107,6 +111,7 @@ class RequestOutput(msgspec.Struct, gc=False):
         self.error = later.error
         self.num_output_tokens = later.num_output_tokens
         self.num_cached_tokens = later.num_cached_tokens
+        self.num_reasoning_tokens = later.num_reasoning_tokens
 
 
 class Request:
@@ -134,6 +139,7 @@ class Request:
         "num_preemptions",
         "num_prompt_tokens",
         "num_samples_left",
+        "num_stale_samples",
         "output_token_ids",
         "params",
         "paused",
@@ -143,6 +149,7 @@ class Request:
         "stop_checker",
         "stop_token_ids",
         "stream",
+        "thinking",
     )
 
     def __init__(
@@ -159,6 +166,7 @@ class Request:
         self.stream = stream
         self.detokenizer = detokenizer
         self.stop_checker = StopChecker(params.stop) if params.stop else None
+        self.thinking = ThinkingWatch(params.thinking) if params.thinking else None
         self.stop_token_ids = stop_token_ids
         """token ids that end this request, the model's own among them unless ignore_eos"""
         self.max_tokens = max_tokens
@@ -180,6 +188,8 @@ class Request:
         self.num_pending_tokens = 0
         self.num_samples_left = max_tokens
         """samples that may still be scheduled"""
+        self.num_stale_samples = 0
+        """samples in flight that were overtaken: tokens were put in their place"""
         self.num_cached_tokens = 0
         self.num_preemptions = 0
 

@@ -86,6 +86,18 @@ class Scheduler:
         request.status = status
         request.finish_time = now
 
+    def restart(self, request: Request) -> None:
+        """Go on behind tokens that nobody sampled: they have been appended to `request`'s output.
+
+        As after a preemption, slot and blocks go and all tokens are computed anew. Samples in flight follow
+        a token that is no longer the last: they are stale.
+        """
+        request.num_stale_samples = request.num_pending_tokens
+        request.num_samples_left = request.max_tokens - len(request.output_token_ids)
+        if request.slot >= 0:
+            self.running.remove(request)
+            self._requeue(request)
+
     def update(self, step: ScheduledStep, seconds: float) -> None:
         """Account for a step that ran; the caller appends its tokens."""
         for request in step.sampled:
@@ -204,10 +216,13 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Take slot and blocks from `request` and queue it again; its tokens are computed anew later."""
         self.running.remove(request)
-        self._release(request)
-        request.status = RequestStatus.PREEMPTED
+        self._requeue(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
+
+    def _requeue(self, request: Request) -> None:
+        self._release(request)
+        request.status = RequestStatus.PREEMPTED
         self.waiting.push(request)
 
     def _release(self, request: Request) -> None:
