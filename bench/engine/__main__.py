@@ -182,8 +182,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=numbers, default=[1, 8, 32])
     parser.add_argument("--context", type=numbers, default=[128, 512])
     parser.add_argument("--prefill", type=numbers, default=[256], help="prompt lengths")
-    parser.add_argument("--steps", type=int, default=12, help="in a turn")
-    parser.add_argument("--rounds", type=int, default=3, help="turns for each")
+    parser.add_argument("--steps", type=int, default=5, help="in a turn")
+    parser.add_argument(
+        "--rounds", type=int, default=8, help="turns for each: short and many, as load comes and goes"
+    )
     parser.add_argument("--threads", type=int, default=0, help="of the BLAS; 0 is one a core")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
