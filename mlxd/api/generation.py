@@ -111,12 +111,11 @@ class ActiveGenerations:
 
 
 class Frames(Protocol):
-    """Turns outputs into the bytes of one event stream.
+    """Turns outputs into the bytes of one event stream."""
 
-    `ping_seconds`: how often the client wants a sign of life while nothing is new; None for never.
-    """
-
-    ping_seconds: float | None
+    @property
+    def ping_seconds(self) -> float | None:
+        """How often the client wants a sign of life while nothing is new; None: never."""
 
     def start(self) -> bytes:
         """The frames that need no output: they go out while the prompt is computed."""
