@@ -26,6 +26,8 @@ It does not know the dialects: api/openai and api/anthropic put these into their
 
 from __future__ import annotations
 
+from math import ceil
+
 
 class MlxdError(Exception):
     """Base of all errors raised on purpose. `str(error)` is safe to show to a client."""
@@ -128,8 +130,15 @@ class RateLimitError(RequestError):
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
 
-    def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message, headers={"retry-after": str(max(1, round(retry_after)))})
+    def __init__(
+        self,
+        message: str,
+        retry_after: float,
+        *,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, code=code, headers=_retry_after(retry_after) | (headers or {}))
 
 
 class ClientClosedRequest(RequestError):
@@ -163,7 +172,7 @@ class OverloadedError(ServerError):
     code = "overloaded"
 
     def __init__(self, message: str, retry_after: float) -> None:
-        super().__init__(message, headers={"retry-after": str(max(1, round(retry_after)))})
+        super().__init__(message, headers=_retry_after(retry_after))
 
 
 class NotReadyError(ServerError):
@@ -174,10 +183,15 @@ class NotReadyError(ServerError):
     code = "not_ready"
 
     def __init__(self, message: str, retry_after: float = 2) -> None:
-        super().__init__(message, headers={"retry-after": str(max(1, round(retry_after)))})
+        super().__init__(message, headers=_retry_after(retry_after))
 
 
 class GenerationTimeout(ServerError):
     status = 504
     type = "timeout_error"
     code = "timeout"
+
+
+def _retry_after(seconds: float) -> dict[str, str]:
+    """Whole seconds, rounded up: who comes back earlier is refused again."""
+    return {"retry-after": str(max(1, ceil(seconds)))}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from array import array
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STEPS_IN_FLIGHT = 2
 """The one the worker computes and the one it has ready; more would only waste rows of ended requests."""
+MAX_RETRY_SECONDS = 120.0
 
 
 class Engine:
@@ -84,6 +86,8 @@ class Engine:
         self._stopping = False
         self._eos_token_ids: tuple[int, ...] = ()
         self._in_flight: deque[ScheduledStep] = deque()
+        self._last_result_time = math.nan
+        """when the tokens of the step before came; equal to no time at first"""
         self._worker_waits = False
         """the worker reads one more message before it gives the last plan's result"""
         self._pump_scheduled = False
@@ -190,6 +194,11 @@ class Engine:
         return describe(self)
 
     @property
+    def num_preemptions(self) -> int:
+        """Since start, whichever worker it was."""
+        return self.stats.num_preemptions + (self.scheduler.num_preemptions if self.scheduler else 0)
+
+    @property
     def uptime_seconds(self) -> float:
         return self._clock() - self._start_time
 
@@ -229,6 +238,7 @@ class Engine:
         scheduler, self.scheduler = self.scheduler, None
         if scheduler is None:
             return
+        self.stats.num_preemptions += scheduler.num_preemptions
         error = WorkerError("the model worker stopped while it computed this answer; please try again")
         for request in list(scheduler.running):
             self._end_early(request, FinishReason.ERROR, error, scheduler)
@@ -255,10 +265,13 @@ class Engine:
         scheduler = self.scheduler
         assert scheduler is not None
         scheduler.update(step, result.step_seconds)
-        self._count_step(result)
+        self._count_step(step, result)
         errors = dict(result.row_errors) if result.row_errors else {}
         logprobs = result.logprobs or None
-        now = self._clock()
+        stats = self.stats
+        before, now = self._last_result_time, self._clock()
+        self._last_result_time = now
+        num_steady = 0  # rows that had a token in the step before too: one gap for them all
         for row, request in enumerate(step.sampled):
             if request.status > RequestStatus.PREEMPTED:
                 continue  # it ended while this row was in flight
@@ -270,8 +283,16 @@ class Engine:
                 error = InternalError(errors.get(row, "the model gave no valid token"))
                 self._end_early(request, FinishReason.ERROR, error)
                 continue
-            if request.first_token_time is None:
+            last = request.last_token_time
+            request.last_token_time = now
+            if last == before:
+                num_steady += 1
+            elif last is None:
                 request.first_token_time = now
+                stats.count_first_token(request, now)
+            else:
+                stats.itl_seconds.observe(now - last)
+            stats.num_output_tokens += 1
             reason = append_token(request, token_id, logprobs[row] if logprobs else None)
             if reason is None and request.thinking is not None and request.thinking.must_close:
                 reason = self._close_thinking(request, scheduler)
@@ -279,6 +300,8 @@ class Engine:
                 self._finish(request, reason, scheduler)
             elif request.stream.is_backlogged:
                 request.paused = True
+        if num_steady:
+            stats.itl_seconds.observe(now - before, num_steady)
         self._pump()
 
     # Within
@@ -319,9 +342,11 @@ class Engine:
             )
 
     def _estimate_wait(self, scheduler: Scheduler) -> float:
-        """Seconds until the queue has moved on, from how long requests have been taking; 1 to 120."""
-        rounds = len(scheduler.waiting) / max(1, len(scheduler.running))
-        return min(120.0, max(1.0, rounds * self.stats.mean_request_seconds))
+        """Seconds until what waits now is done: its tokens by the speed measured; 1 to 120."""
+        waiting, stats = scheduler.waiting, self.stats
+        num_tokens = waiting.num_tokens + len(waiting) * stats.mean_output_tokens
+        speed = stats.speed.tokens_per_second
+        return min(MAX_RETRY_SECONDS, max(1.0, num_tokens / speed)) if speed else 1.0
 
     def _resolve(self, params: GenerationRequest, stop_token_ids: frozenset[int]) -> GenerationRequest:
         """Fill in what the worker must know: the seed, and which tokens min_tokens bans."""
@@ -392,9 +417,10 @@ class Engine:
             self.stats.num_integrity_errors += 1
             logger.exception("slots or blocks leaked")
 
-    def _count_step(self, result: StepResult) -> None:
+    def _count_step(self, step: ScheduledStep, result: StepResult) -> None:
         stats = self.stats
-        stats.num_steps += 1
+        num_rows, num_tokens = step.num_rows, step.num_decode_rows + step.num_chunk_tokens
+        stats.count_step(num_rows, num_tokens, result.step_seconds)
         if result.active_memory_bytes:
             stats.active_memory_bytes = result.active_memory_bytes
             stats.peak_memory_bytes = result.peak_memory_bytes
@@ -411,10 +437,7 @@ class Engine:
         del self._requests[request.request_id]
         if not self._requests:
             self._idle.set()
-        started = request.first_scheduled_time
-        self.stats.count_finished(
-            reason, len(request.output_token_ids), None if started is None else now - started
-        )
+        self.stats.count_finished(request, reason, now)
         if request.stream.is_finished:
             timer = self._timers.pop(request.stream, None)
             if timer is not None:

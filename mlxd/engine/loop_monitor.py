@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
+from mlxd.metrics import LAG_SECONDS, Histogram
+
 INTERVAL_SECONDS = 0.05
 NUM_SAMPLES = 1200
 """One minute."""
@@ -18,6 +20,8 @@ class LoopMonitor:
 
     def __init__(self) -> None:
         self.samples: deque[float] = deque(maxlen=NUM_SAMPLES)
+        self.histogram = Histogram(LAG_SECONDS)
+        """of all samples since start"""
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
@@ -40,5 +44,7 @@ class LoopMonitor:
         self._handle = loop.call_later(INTERVAL_SECONDS, self._tick, loop, loop.time() + INTERVAL_SECONDS)
 
     def _tick(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
-        self.samples.append(max(0.0, loop.time() - due))
+        lag = max(0.0, loop.time() - due)
+        self.samples.append(lag)
+        self.histogram.observe(lag)
         self._arm(loop)

@@ -132,6 +132,7 @@ class Request:
         "first_scheduled_time",
         "first_token_time",
         "held_output",
+        "last_token_time",
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
@@ -196,6 +197,7 @@ class Request:
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None
         self.first_token_time: float | None = None
+        self.last_token_time: float | None = None
         self.finish_time: float | None = None
 
     @property

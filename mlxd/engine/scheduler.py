@@ -17,6 +17,8 @@ from mlxd.engine.queue import WaitingQueue
 from mlxd.engine.request import Request, RequestStatus
 from mlxd.step import SlotInit, StepPlan
 
+INT32_BYTES = 4
+
 
 @dataclass(slots=True)
 class ScheduledStep:
@@ -26,6 +28,11 @@ class ScheduledStep:
     sampled: list[Request]
     num_decode_rows: int
     num_chunk_tokens: int
+
+    @property
+    def num_rows(self) -> int:
+        """Requests in the step, those that sample nothing yet included."""
+        return len(self.plan.slots) // INT32_BYTES
 
 
 @dataclass(slots=True, frozen=True)

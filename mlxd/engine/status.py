@@ -39,7 +39,7 @@ def describe(engine: Engine) -> dict[str, object]:
         "cache": _cache(engine),
         "requests": [_request(request, now) for request in engine.requests()],
         "finish_reasons": dict(stats.finish_reasons),
-        "num_preempted": scheduler.num_preemptions if scheduler else 0,
+        "num_preempted": engine.num_preemptions,
         "worker": {
             "state": str(supervisor.state),
             "pid": info.pid if info else None,
