@@ -1,0 +1,129 @@
+"""Collects what a tool parser found into neutral events, with one whitespace rule for every format.
+
+It does not know formats or where the text comes from.
+"""
+
+from __future__ import annotations
+
+from mlxd.chat.types import Event, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStart
+
+_SPACE = " \t\r\n"
+
+
+class EventWriter:
+    """Text, reasoning and calls in, events out; adjacent pieces of the same thing become one event.
+
+    The whitespace rule: whitespace on either side of a call belongs to the call. Where prose stands on both
+    sides, what stood before the call (or else after it) stays between the two. Without a call nothing
+    changes.
+
+    `at_line_start` and `after_space` say where the next character of text stands; a call counts as the
+    beginning of a line.
+    """
+
+    __slots__ = (
+        "_after_call",
+        "_events",
+        "_has_text",
+        "_index",
+        "_is_reasoning",
+        "_keeps_space",
+        "_pieces",
+        "_space",
+        "_writes_call",
+        "after_space",
+        "at_line_start",
+    )
+
+    def __init__(self) -> None:
+        self.at_line_start = True
+        self.after_space = True
+        self._events: list[Event] = []
+        self._pieces: list[str] = []
+        self._writes_call = False
+        self._is_reasoning = False
+        self._index = -1
+        self._has_text = False
+        self._after_call = False
+        self._space: list[str] = []  # read, but not known yet to stand between prose and prose
+        self._keeps_space = True
+
+    def text(self, text: str) -> None:
+        """More prose. Never empty."""
+        body = text.strip(_SPACE)
+        self._note_place(text, body)
+        start = text.index(body[0]) if body else len(text)
+        if self._keeps_space and start:
+            self._space.append(text[:start])
+        if not body:
+            return
+        self._switch(writes_call=False, is_reasoning=False)
+        if self._has_text or not self._after_call:
+            self._pieces += self._space
+        self._pieces.append(body)
+        end = start + len(body)
+        self._space = [text[end:]] if end < len(text) else []
+        self._keeps_space = True
+        self._after_call = False
+        self._has_text = True
+
+    def reasoning(self, text: str) -> None:
+        """More thinking, for formats whose frames name it. Never empty."""
+        self._switch(writes_call=False, is_reasoning=True)
+        self._pieces.append(text)
+
+    def call(self, name: str, call_id: str) -> None:
+        """A call begins."""
+        self._switch(writes_call=True, is_reasoning=False)
+        self._flush()
+        self._index += 1
+        self._events.append(ToolCallStart(self._index, call_id, name))
+        self._after_call = True
+        self._keeps_space = not self._space
+        self.begin_line()
+
+    def arguments(self, text: str) -> None:
+        """More of the arguments of the call that began last."""
+        self._switch(writes_call=True, is_reasoning=False)
+        self._pieces.append(text)
+
+    def begin_line(self) -> None:
+        """What comes next counts as the beginning of a line."""
+        self.at_line_start = self.after_space = True
+
+    def close(self) -> None:
+        """There will be no more: held whitespace is text, unless it stands next to a call."""
+        if not self._after_call and self._space:
+            self._switch(writes_call=False, is_reasoning=False)
+            self._pieces += self._space
+        self._space = []
+
+    def take(self) -> list[Event]:
+        """The events since the last time."""
+        self._flush()
+        events, self._events = self._events, []
+        return events
+
+    def _note_place(self, text: str, body: str) -> None:
+        self.after_space = text[-1] in _SPACE
+        newline = text.rfind("\n")
+        if newline >= 0:
+            self.at_line_start = not text[newline + 1 :].strip(_SPACE)
+        elif body:
+            self.at_line_start = False
+
+    def _switch(self, *, writes_call: bool, is_reasoning: bool) -> None:
+        if writes_call is not self._writes_call or is_reasoning is not self._is_reasoning:
+            self._flush()
+            self._writes_call = writes_call
+            self._is_reasoning = is_reasoning
+
+    def _flush(self) -> None:
+        text = "".join(self._pieces)
+        self._pieces = []
+        if not text:
+            return
+        if self._writes_call:
+            self._events.append(ToolCallDelta(self._index, text))
+        else:
+            self._events.append(ReasoningDelta(text) if self._is_reasoning else TextDelta(text))

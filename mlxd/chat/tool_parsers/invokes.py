@@ -1,0 +1,82 @@
+"""Reads calls in tags with attributes: `<invoke name="f"><parameter name="k">v</parameter></invoke>`.
+
+It does not know what stands before and after those tag names: each family says.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+from mlxd.chat.tool_parsers.base import ToolFormat
+from mlxd.chat.tool_parsers.parameters import ParameterWriter
+from mlxd.chat.tool_parsers.schema import Types
+from mlxd.chat.tool_parsers.source import Malformed, Reading
+from mlxd.text.markers import MarkerScanner
+
+_ATTRIBUTES = re.compile(r"[^<>]+")
+_ATTRIBUTE = r"""\s{}\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))"""
+
+
+class InvokeFormat(ToolFormat):
+    """`prefix` stands before the tag names `invoke` and `parameter`, `blocks` are the names of tags around.
+
+    The tag around the calls may be missing if `<…invoke` is among the markers.
+    """
+
+    prefix: ClassVar[str]
+    blocks: ClassVar[tuple[str, ...]]
+    trims_newlines: ClassVar[bool] = True
+
+    def read(self, opening: str) -> Reading[None]:
+        source = self.source
+        invoke, invoke_end = f"<{self.prefix}invoke", f"</{self.prefix}invoke>"
+        parameter, parameter_end = f"<{self.prefix}parameter", f"</{self.prefix}parameter>"
+        ends = (invoke_end, *(f"</{block}>" for block in self.blocks))
+        value_ends = MarkerScanner((parameter_end, parameter, *ends))
+        found = opening
+        if opening != invoke:
+            yield from source.skip_whitespace()
+            found = yield from source.expect(invoke)
+        while found == invoke:
+            call = self.new_call()
+            name = _attribute("name", (yield from self._read_attributes()))
+            call.set_name(name)
+            parameters = ParameterWriter(self.session, call, name, trims_newlines=self.trims_newlines)
+            yield from source.skip_whitespace()
+            tag = yield from source.expect(parameter, *ends)
+            while tag not in ends:
+                attributes = yield from self._read_attributes()
+                key = _attribute("name", attributes)
+                tag = yield from parameters.add(key, value_ends, self.value_types(key, attributes))
+                if tag == parameter_end:
+                    yield from source.skip_whitespace()
+                    tag = yield from source.expect(parameter, *ends)
+            parameters.close()
+            call.end()
+            if tag != invoke_end:
+                return
+            yield from source.skip_whitespace()
+            found = yield from source.accept(invoke, *ends[1:])
+
+    def value_types(self, key: str, attributes: str) -> Types | None:
+        """What a parameter's attributes say of its value; None where that is left to the schema."""
+        return None
+
+    def _read_attributes(self) -> Reading[str]:
+        attributes = yield from self.source.take(_ATTRIBUTES)
+        yield from self.source.expect(">")
+        return attributes
+
+
+def find_attribute(name: str, attributes: str) -> str | None:
+    """The value of an attribute, in any quotes or none; None where it is missing."""
+    found = re.search(_ATTRIBUTE.format(name), attributes)
+    return next((group for group in found.groups() if group is not None), None) if found else None
+
+
+def _attribute(name: str, attributes: str) -> str:
+    value = find_attribute(name, attributes)
+    if value is None:
+        raise Malformed
+    return value

@@ -1,0 +1,83 @@
+"""Writes JSON text of which every beginning that was let out can be closed into whole JSON.
+
+It does not know where the values come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+_CLOSERS = {"{": "}", "[": "]"}
+
+
+def json_string_body(text: str) -> str:
+    """`text` as it stands inside a JSON string, without the quotes."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+class JsonOutput:
+    """Structure and keys are held back until the value they lead to begins, so that nothing dangles.
+
+    What is let out ends in a whole value, a closing bracket, or inside a string. `complete()` then closes
+    it: `{"a":1,"b":[` was let out as `{"a":1` and becomes `{"a":1}`.
+    """
+
+    __slots__ = ("_closers", "_held", "_in_string", "_num_open", "_write")
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._held: list[str] = []
+        self._closers: list[str] = []
+        self._num_open = 0  # brackets that are open in what was let out
+        self._in_string = False
+
+    @property
+    def closer(self) -> str:
+        """The bracket that closes the innermost open array or object, "" where none is open."""
+        return self._closers[-1] if self._closers else ""
+
+    def hold(self, text: str) -> None:
+        """A comma, a key, whitespace: to be let out with the next value."""
+        if text:
+            self._held.append(text)
+
+    def open(self, bracket: str) -> None:
+        self._held.append(bracket)
+        self._closers.append(_CLOSERS[bracket])
+
+    def close(self) -> None:
+        """Closes the innermost array or object."""
+        self._held.append(self._closers.pop())
+        self._let_out()
+
+    def value(self, text: str) -> None:
+        """A whole value, or several with what stands between them."""
+        self._held.append(text)
+        self._let_out()
+
+    def begin_string(self) -> None:
+        self.value('"')
+        self._in_string = True
+
+    def string(self, text: str) -> None:
+        """More of the string that was begun, already escaped. Never empty."""
+        self._write(text)
+
+    def end_string(self) -> None:
+        self._in_string = False
+        self._write('"')
+
+    def complete(self) -> None:
+        """Closes whatever is open; what is held back is dropped. Nothing may follow."""
+        closing = ('"' if self._in_string else "") + "".join(reversed(self._closers[: self._num_open]))
+        if closing:
+            self._write(closing)
+        self._held = []
+        self._closers = []
+
+    def _let_out(self) -> None:
+        self._num_open = len(self._closers)
+        text = "".join(self._held)
+        self._held.clear()
+        self._write(text)

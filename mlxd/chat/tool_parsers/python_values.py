@@ -1,0 +1,134 @@
+"""Reads Python literals (strings, numbers, lists, tuples, dicts, True, False, None), and calls with them.
+
+It does not know where calls stand. Grammar: the Python reference's lexical analysis, without string
+prefixes, octal escapes, numbers other than decimal, and sets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from mlxd.chat.tool_parsers.call import Call
+from mlxd.chat.tool_parsers.json_output import json_string_body
+from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
+from mlxd.chat.tool_parsers.values import NUMBER, WORD, ValueReader
+
+NAME = re.compile(r"[\w.-]+")
+WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
+_PLAIN = {"'": re.compile(r"[^'\\]+"), '"': re.compile(r'[^"\\]+')}
+_HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
+_HEXADECIMAL_DIGITS = {"x": 2, "u": 4, "U": 8}
+_ESCAPES = {
+    "\\": "\\\\", "'": "'", '"': '\\"', "a": "\\u0007", "b": "\\b", "f": "\\f", "n": "\\n", "r": "\\r",
+    "t": "\\t", "v": "\\u000b", "\n": "",
+}  # fmt: skip
+
+
+class PythonReader(ValueReader):
+    """Python's notation. Tuples become arrays; a dict's keys that are not strings become their text."""
+
+    brackets = "{[("
+
+    def read_key(self) -> Reading[None]:
+        source = self.source
+        if (yield from source.peek()) in ("'", '"'):
+            pieces: list[str] = []
+            yield from read_python_string(source, pieces.append)
+            key = "".join(pieces)
+        else:
+            key = _scalar((yield from source.take(WORD)))
+        space = yield from source.take(WHITESPACE)
+        yield from source.expect(":")
+        self.output.hold(f'"{key}"{space}:')
+
+    def read_scalar(self, character: str) -> Reading[None]:
+        if character in ("'", '"'):
+            self.output.begin_string()
+            yield from read_python_string(self.source, self.output.string)
+            self.output.end_string()
+        else:
+            word = yield from self.source.take(WORD)
+            if not (yield from self.source.peek()):
+                self.source.fail()  # half a word, or the whole: nobody knows
+            self.output.value(_scalar(word))
+
+
+def read_python_call(source: Source, call: Call) -> Reading[None]:
+    """Reads `(a=1, b="x")`, the call's name being known: keyword arguments only."""
+    output = call.output
+    yield from source.expect("(")
+    output.open("{")
+    separator = ""
+    while (yield from source.skip_whitespace()) != ")":
+        key = yield from source.take(NAME)
+        yield from source.skip_whitespace()
+        yield from source.expect("=")
+        if not key.isidentifier():
+            raise Malformed
+        output.hold(f'{separator}"{key}": ')
+        yield from PythonReader(source, output).read()
+        if (yield from source.skip_whitespace()) != ")":
+            yield from source.expect(",")
+        separator = ", "
+    source.position += 1
+    output.close()
+    call.end()
+
+
+def read_python_string(source: Source, write: Callable[[str], None]) -> Reading[None]:
+    """Reads a string literal; `write` gets it as the body of a JSON string, without quotes."""
+    quotes = yield from source.expect('"""', "'''", '"', "'")
+    plain = _PLAIN[quotes[0]]
+    while True:
+        found = plain.match(source.text, source.position)
+        if found:
+            source.position = found.end()
+            write(json_string_body(found[0]))
+        character = yield from source.peek()
+        if character == "\\":
+            write((yield from _read_escape(source)))
+        elif character == quotes[0]:
+            if (yield from source.accept(quotes, character)) == quotes:
+                return
+            write(json_string_body(character))
+        elif not character:
+            source.fail()
+
+
+def _read_escape(source: Source) -> Reading[str]:
+    """Reads a backslash and what belongs to it; an unknown escape is, as in Python, the two characters."""
+    source.position += 1
+    letter = yield from source.peek()
+    if not letter:
+        source.fail()
+    digits = _HEXADECIMAL_DIGITS.get(letter)
+    if digits is None:
+        escape = _ESCAPES.get(letter)
+        if escape is None:
+            return "\\\\"
+        source.position += 1
+        return escape
+    while len(source.text) < source.position + 1 + digits:
+        if source.closed:
+            source.position = len(source.text)
+            source.fail()
+        yield
+    code = source.text[source.position + 1 : source.position + 1 + digits]
+    if not _HEXADECIMAL.fullmatch(code) or int(code, 16) > 0x10FFFF:
+        return "\\\\"
+    source.position += 1 + digits
+    return f"\\u{code[-4:]:0>4}" if int(code, 16) <= 0xFFFF else chr(int(code, 16))
+
+
+def _scalar(word: str) -> str:
+    """The JSON of a number or of a word that stands for a value; Malformed for anything else."""
+    if word in WORDS:
+        return WORDS[word]
+    number = word.removeprefix("+")
+    if number.startswith((".", "-.")):
+        number = number.replace(".", "0.", 1)
+    number = re.sub(r"\.(?=[eE]|\Z)", ".0", number)
+    if not NUMBER.fullmatch(number):
+        raise Malformed
+    return number

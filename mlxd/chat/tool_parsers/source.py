@@ -1,0 +1,160 @@
+"""The text that a format's reader reads, as it comes: a buffer with a place in it, and ways to read on.
+
+It does not know any format. Readers are generators: a bare `yield` says that they need more text, so that
+they can be written as if all of it were there. Once the text is closed they never yield again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator
+from typing import NoReturn, TypeVar
+
+from mlxd.text.markers import MarkerScanner
+
+_T = TypeVar("_T")
+Reading = Generator[None, None, _T]
+"""A reader at work; its return value is what it has read."""
+
+WHITESPACE = re.compile(r"[ \t\r\n]+")
+
+
+class Malformed(Exception):
+    """The text is not what the format asks for. The character that says so has not been consumed."""
+
+
+class Cut(Malformed):
+    """The text ended in the middle."""
+
+
+class Source:
+    """Text pushed in at one end and read at the other, `text[position:]` being what is yet to be read.
+
+    Readers must consume what has no bound (or copy it on), so that what stays in the buffer is a few
+    characters and pushing is linear. What has been read since `record()` can be asked for again, to be shown
+    as text where it turns out not to be a call.
+    """
+
+    __slots__ = ("_record_start", "_recorded", "closed", "position", "text")
+
+    def __init__(self, text: str = "", *, closed: bool = False) -> None:
+        self.text = text
+        self.position = 0
+        self.closed = closed
+        self._recorded: list[str] = []
+        self._record_start = -1
+
+    def push(self, text: str) -> None:
+        """More text."""
+        position = self.position
+        if self._record_start >= 0:
+            if position > self._record_start:
+                self._recorded.append(self.text[self._record_start : position])
+            self._record_start = 0
+        self.text = self.text[position:] + text if position < len(self.text) else text
+        self.position = 0
+
+    def close(self) -> None:
+        """There will be no more."""
+        self.closed = True
+
+    def record(self, back: int = 0) -> None:
+        """Forget what was recorded; record from `back` characters before this place (still in the buffer)."""
+        if self._recorded:
+            self._recorded = []
+        self._record_start = self.position - back
+
+    def stop_recording(self) -> None:
+        self._recorded = []
+        self._record_start = -1
+
+    def recorded(self) -> str:
+        """What has been read since `record()`."""
+        return "".join(self._recorded) + self.text[self._record_start : self.position]
+
+    def fail(self) -> NoReturn:
+        """Raises Malformed for what stands here, Cut where nothing does."""
+        if self.closed and self.position >= len(self.text):
+            raise Cut
+        raise Malformed
+
+    def peek(self) -> Reading[str]:
+        """The next character, "" at the end."""
+        while self.position >= len(self.text):
+            if self.closed:
+                return ""
+            yield
+        return self.text[self.position]
+
+    def take(self, run: re.Pattern[str]) -> Reading[str]:
+        """Reads on for as long as characters match `run`, a pattern of one character class repeated."""
+        pieces: list[str] = []
+        while True:
+            found = run.match(self.text, self.position)
+            if found:
+                pieces.append(found[0])
+                self.position = found.end()
+            if self.position < len(self.text) or self.closed:
+                return "".join(pieces)
+            yield
+
+    def skip_whitespace(self) -> Reading[str]:
+        """Reads over whitespace; returns the next character, "" at the end."""
+        while True:
+            found = WHITESPACE.match(self.text, self.position)
+            if found:
+                self.position = found.end()
+            if self.position < len(self.text):
+                return self.text[self.position]
+            if self.closed:
+                return ""
+            yield
+
+    def accept(self, *literals: str) -> Reading[str]:
+        """Reads the longest of `literals` that stands here; "", and nothing read, where none does.
+
+        At the end of the text a literal cut short is read and returned as it is: a closing tag that the
+        model did not finish is not prose.
+        """
+        longest = max(map(len, literals))
+        while True:
+            rest = self.text[self.position : self.position + longest]
+            if len(rest) < longest and any(len(rest) < len(x) and x.startswith(rest) for x in literals):
+                if not self.closed:
+                    yield
+                    continue
+                self.position = len(self.text)
+                return max((x for x in literals if rest.startswith(x)), key=len, default=rest)
+            found = max((x for x in literals if rest.startswith(x)), key=len, default="")
+            self.position += len(found)
+            return found
+
+    def expect(self, *literals: str) -> Reading[str]:
+        """As `accept`, but one of them must stand here: Malformed or Cut otherwise."""
+        found = yield from self.accept(*literals)
+        if found not in literals:
+            self.fail()
+        return found
+
+    def copy_until(
+        self, scanner: MarkerScanner, write: Callable[[str], None], *, is_prose: bool = False
+    ) -> Reading[str]:
+        """Hands the text up to the next marker to `write`, reads the marker and returns it; "" at the end.
+
+        The beginning of a marker at the very end is text where this is prose, and dropped where it is not.
+        """
+        while True:
+            end, marker = scanner.scan(self.text, self.position, is_last=self.closed)
+            if self.closed and not marker and not is_prose:
+                end, _ = scanner.scan(self.text, self.position)
+            if end > self.position:
+                piece = self.text[self.position : end]
+                self.position = end
+                write(piece)
+            self.position = end + len(marker)
+            if marker:
+                return marker
+            if self.closed:
+                self.position = len(self.text)
+                return ""
+            yield

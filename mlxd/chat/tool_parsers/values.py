@@ -1,0 +1,186 @@
+"""Reads a value, JSON or a format's own notation, off a source and writes it as JSON.
+
+It does not know calls. Grammar: RFC 8259, with the repairs that model output needs: raw control characters
+in strings are escaped, so is a backslash that begins no escape, `\\'` is an apostrophe, and a comma before a
+closing bracket is dropped.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+from mlxd.chat.tool_parsers.json_output import JsonOutput
+from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
+
+_NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
+_STRING_BODY = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
+_SCALAR = rf'(?:{_NUMBER}|true|false|null|"{_STRING_BODY}")'
+_COMMA = r"[ \t\r\n]*+,[ \t\r\n]*+"
+
+NUMBER = re.compile(_NUMBER)
+WORD = re.compile(r"[-+.0-9A-Za-z_]+")
+_STRING_PART = re.compile(_STRING_BODY)
+_ITEMS = re.compile(rf"(?:{_SCALAR}{_COMMA})++")
+_MEMBERS = re.compile(rf'(?:"{_STRING_BODY}"[ \t\r\n]*+:[ \t\r\n]*+{_SCALAR}{_COMMA})++')
+_ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
+_CONTROL = {chr(code): f"\\u{code:04x}" for code in range(32)} | {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+_CLOSERS = {"{": "}", "[": "]", "(": ")"}
+
+
+class ValueReader(ABC):
+    """Arrays and objects, however deep, without recursion; a notation adds its keys and scalars.
+
+    Structure, keys and unfinished scalars are held back (json_output.py); strings are let out as they come.
+    """
+
+    brackets = "{["
+
+    def __init__(self, source: Source, output: JsonOutput) -> None:
+        self.source = source
+        self.output = output
+        self._space = ""
+
+    @abstractmethod
+    def read_key(self) -> Reading[None]:
+        """Reads a key and its colon, and holds them on the output."""
+
+    @abstractmethod
+    def read_scalar(self, character: str) -> Reading[None]:
+        """Reads a value that is neither array nor object; `character` is its first, "" at the end."""
+
+    def copy_run(self, in_object: bool, separator: str) -> str:
+        """A chance to copy many scalars at once; `separator` stands before the first of them.
+
+        Returns the separator that stands before the next.
+        """
+        return separator
+
+    def read(self) -> Reading[None]:
+        """Reads one value, with the whitespace before it. Raises Malformed or Cut."""
+        source, output = self.source, self.output
+        closers: list[str] = []
+        while True:
+            character = yield from self._next()
+            output.hold(self._space)
+            separator: str | None
+            if character and character in self.brackets:
+                source.position += 1
+                output.open("{" if character == "{" else "[")
+                closers.append(_CLOSERS[character])
+                separator = ""
+            else:
+                yield from self.read_scalar(character)
+                separator = None
+            while closers:
+                closer = closers[-1]
+                if separator is None:  # a value has ended
+                    character = yield from self._next()
+                    output.hold(self._space)
+                    if character == ",":
+                        source.position += 1
+                        separator = ","
+                    elif character != closer:
+                        source.fail()
+                if separator is not None:
+                    separator = self.copy_run(closer == "}", separator)
+                    character = yield from self._next()
+                if character != closer:
+                    assert separator is not None
+                    output.hold(separator + self._space)
+                    if closer == "}":
+                        yield from self.read_key()
+                    break
+                source.position += 1
+                closers.pop()
+                output.close()
+                separator = None
+            else:
+                return
+
+    def _next(self) -> Reading[str]:
+        """Reads over whitespace, which it keeps in `_space`; returns the next character, "" at the end."""
+        source = self.source
+        self._space = ""
+        if source.position < len(source.text):
+            character = source.text[source.position]
+            if character not in " \t\r\n":
+                return character
+        self._space = yield from source.take(WHITESPACE)
+        return (yield from source.peek())
+
+
+class JsonReader(ValueReader):
+    """JSON, copied as it is written."""
+
+    def copy_run(self, in_object: bool, separator: str) -> str:
+        source = self.source
+        found = (_MEMBERS if in_object else _ITEMS).match(source.text, source.position)
+        if not found:
+            return separator
+        run = found[0]
+        source.position = found.end()
+        comma = run.rindex(",")
+        self.output.value(separator + run[:comma])
+        return run[comma:]
+
+    def read_key(self) -> Reading[None]:
+        yield from self.source.expect('"')
+        pieces: list[str] = []
+        yield from read_json_string(self.source, pieces.append)
+        space = yield from self.source.take(WHITESPACE)
+        yield from self.source.expect(":")
+        self.output.hold(f'"{"".join(pieces)}"{space}:')
+
+    def read_scalar(self, character: str) -> Reading[None]:
+        if character == '"':
+            self.source.position += 1
+            self.output.begin_string()
+            yield from read_json_string(self.source, self.output.string)
+            self.output.end_string()
+        else:
+            word = yield from self.source.take(WORD)
+            if not (yield from self.source.peek()):
+                self.source.fail()  # half a word, or the whole: nobody knows
+            if word not in ("true", "false", "null") and not NUMBER.fullmatch(word):
+                raise Malformed
+            self.output.value(word)
+
+
+def read_json_string(source: Source, write: Callable[[str], None]) -> Reading[None]:
+    """Reads a JSON string from after its opening quote; `write` gets its body, escaped, without quotes."""
+    while True:
+        found = _STRING_PART.match(source.text, source.position)
+        assert found is not None
+        if found[0]:
+            source.position = found.end()
+            write(found[0])
+        rest = source.text[source.position : source.position + 6]
+        if not rest or (len(rest) < 6 and _ESCAPE_BEGINNING.fullmatch(rest)):
+            if source.closed:
+                source.position = len(source.text)
+                source.fail()
+            yield
+        elif rest[0] == '"':
+            source.position += 1
+            return
+        else:
+            source.position += 1
+            if rest[0] == "\\":
+                if rest[1] != "'":
+                    write("\\\\")
+            else:
+                write(_CONTROL[rest[0]])
+
+
+def whole_value(text: str, reader: type[ValueReader]) -> str | None:
+    """`text`, an array or object and nothing else, as JSON; None where it is no such thing."""
+    source = Source(text, closed=True)
+    pieces: list[str] = []
+    try:
+        for _ in reader(source, JsonOutput(pieces.append)).read():
+            raise AssertionError("a reader asked for more text than there is")
+    except Malformed:
+        return None
+    return "".join(pieces) if not text[source.position :].strip() else None
