@@ -1,0 +1,134 @@
+"""POST /v1/messages and /v1/messages/count_tokens.
+
+It does not know how prompts are written, tokens sampled or frames framed: it joins those who do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxd.api.anthropic.blocks import BlockSplitter, ThinkingDisplay, whole_blocks
+from mlxd.api.anthropic.conversation import continues_answer, marks_cache_points, template_messages
+from mlxd.api.anthropic.frames import MessageFrames
+from mlxd.api.anthropic.message import MessageHead
+from mlxd.api.anthropic.schema import CountTokensRequest, MessageFields, MessagesRequest, Thinking
+from mlxd.api.anthropic.tools import openai_tool_choice, openai_tools
+from mlxd.api.generation import gather_outputs, stream_answer
+from mlxd.api.http import HTTPRequest
+from mlxd.api.prompt import ChatPrompt, encode_conversation
+from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
+from mlxd.api.services import Services
+from mlxd.chat.pipeline import OutputPipeline
+from mlxd.errors import ContextLengthExceeded, InvalidRequestError
+
+_REFUSED = ("container", "mcp_servers", "output_format")
+"""Fields whose every value but null and empty asks for what this server cannot do."""
+
+
+async def create_message(request: HTTPRequest, services: Services) -> None:
+    """Answer a conversation, whole or as a stream."""
+    fields = await services.read(request, MessagesRequest)
+    model = services.model
+    model.check_name(fields.model)
+    _refuse_unsupported(fields)
+    services.engine.check_ready()
+    config = services.config
+    plan = SequencePlan(
+        max_tokens=fields.max_tokens,
+        sampling=resolve_sampling(
+            config,
+            model.files,
+            temperature=fields.temperature,
+            top_p=fields.top_p,
+            top_k=fields.top_k,
+        ),
+        stop=stop_strings(fields.stop_sequences, config.limits.max_stop_strings, param="stop_sequences"),
+        stream_interval=stream_interval(config, fields.stream),
+        timeout_seconds=config.limits.timeout_seconds,
+    )
+    prompt = await _encode(fields, services)
+    head = MessageHead(
+        id=f"msg_{services.new_id()}",
+        request_id=request.request_id,
+        model=model.name,
+        num_prompt_tokens=len(prompt.token_ids),
+        marks_cache_points=marks_cache_points(fields),
+    )
+    try:
+        generation = services.submit(request, head.id, plan.sequences(head.id, [prompt.token_ids]))
+    except ContextLengthExceeded as error:
+        # In Anthropic's words, by which agents know that it is time to compact their history.
+        raise ContextLengthExceeded(
+            f"prompt is too long: {head.num_prompt_tokens} tokens > {model.max_model_len} maximum "
+            f"(and max_tokens: {fields.max_tokens})",
+            param="messages",
+        ) from error
+    pipeline = OutputPipeline()
+    splitter = BlockSplitter(_thinking_display(fields.thinking))
+    if fields.stream:
+        await stream_answer(request, generation, MessageFrames(head, pipeline, splitter))
+        return
+    [output] = await gather_outputs(generation, 1)
+    content = whole_blocks(pipeline.feed(output.text) + pipeline.finish(), splitter)
+    closing = head.closing(output, has_calls=splitter.has_calls)
+    await request.respond_json(200, {**head.opening(), "content": content, **closing})
+
+
+async def count_tokens(request: HTTPRequest, services: Services) -> None:
+    """`{input_tokens}`: what the same request to /v1/messages would read."""
+    fields = await services.read(request, CountTokensRequest)
+    services.model.check_name(fields.model)
+    _refuse_unsupported(fields)
+    services.engine.check_ready()
+    prompt = await _encode(fields, services)
+    await request.respond_json(200, {"input_tokens": len(prompt.token_ids)})
+
+
+async def _encode(fields: MessageFields, services: Services) -> ChatPrompt:
+    messages = template_messages(fields)
+    continues = continues_answer(fields)
+    tools = openai_tools(fields.tools)
+    choice = openai_tool_choice(fields)
+    return await encode_conversation(
+        services.model,
+        messages,
+        tools=tools if choice != "none" else None,
+        add_generation_prompt=not continues,
+        continue_final_message=continues,
+        kwargs=_template_kwargs(fields),
+    )
+
+
+def _template_kwargs(fields: MessageFields) -> dict[str, Any]:
+    """What templates know of thinking. Where the request says nothing, the model's own way counts."""
+    kwargs: dict[str, Any] = {}
+    if fields.thinking is not None:
+        kwargs["enable_thinking"] = fields.thinking.type != "disabled"
+    if fields.output_config is not None and fields.output_config.effort is not None:
+        effort = fields.output_config.effort
+        # Templates know OpenAI's three.
+        kwargs["reasoning_effort"] = "high" if effort in ("xhigh", "max") else effort
+    return kwargs
+
+
+def _thinking_display(thinking: Thinking | None) -> ThinkingDisplay:
+    """A model that thinks without being asked to still must not answer `disabled` with thinking blocks."""
+    if thinking is not None and thinking.type == "disabled":
+        return ThinkingDisplay.HIDDEN
+    if thinking is not None and thinking.display == "omitted":
+        return ThinkingDisplay.OMITTED
+    return ThinkingDisplay.SHOWN
+
+
+def _refuse_unsupported(fields: MessageFields) -> None:
+    for name in _REFUSED:
+        if getattr(fields, name) not in (None, [], {}):
+            raise _unsupported(name)
+    if fields.output_config is not None and fields.output_config.format is not None:
+        raise _unsupported("output_config.format")
+
+
+def _unsupported(name: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{name}: not supported by this server", param=name, code="unsupported_parameter"
+    )

@@ -1,0 +1,74 @@
+"""What the endpoints of no dialect answer, for the API's description. The handlers write plain dictionaries.
+
+It does not know requests. Tests hold real answers against these, which may have more fields than are named.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Health(msgspec.Struct, kw_only=True):
+    status: Literal["healthy", "unhealthy", "not_ready"]
+    model: str | None = None
+    reason: str | None = None
+
+
+class CancelledRequest(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["request"]
+    cancelled: bool
+
+
+class Tokens(msgspec.Struct, kw_only=True):
+    count: int
+    max_model_len: int | None
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DecodedPrompt(msgspec.Struct, kw_only=True):
+    prompt: str
+
+
+class DeviceMemory(msgspec.Struct, kw_only=True):
+    active_memory_gb: float
+    peak_memory_gb: float
+    cache_memory_gb: float
+
+
+class CacheStatus(msgspec.Struct, kw_only=True):
+    type: str
+    entries: int
+    hit_rate: float
+    memory_mb: float
+
+
+class RequestStatus(msgspec.Struct, kw_only=True):
+    request_id: str
+    phase: Literal["queued", "prefill", "generation"]
+    tokens_per_second: float
+    ttft_s: float | None
+    progress: float
+    cache_hit_type: str
+    cached_tokens: int
+    generated_tokens: int
+    max_tokens: int
+
+
+class ServerStatus(msgspec.Struct, kw_only=True):
+    status: Literal["running", "stopped", "not_loaded"]
+    model: str | None
+    uptime_s: float
+    steps_executed: int
+    num_running: int
+    num_waiting: int
+    total_requests_processed: int
+    total_prompt_tokens: int
+    total_completion_tokens: int
+    metal: DeviceMemory
+    cache: CacheStatus
+    requests: list[RequestStatus]
+    worker: dict[str, Any]
