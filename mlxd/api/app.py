@@ -12,15 +12,17 @@ import uuid
 from collections.abc import Callable, Mapping
 
 from mlxd.api import admin, tokenize
+from mlxd.api.anthropic.messages import count_tokens, create_message
 from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
 from mlxd.api.cors import Cors
-from mlxd.api.errors import error_response
+from mlxd.api.errors import error_response, is_anthropic_path
 from mlxd.api.generation import ActiveGenerations
 from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
 from mlxd.api.openai import models
 from mlxd.api.openai.chat import create_chat_completion
 from mlxd.api.openai.completions import create_completion
+from mlxd.api.openapi import OpenApiDocument
 from mlxd.api.router import Router
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Handler, Services
@@ -30,12 +32,14 @@ from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError, Not
 
 logger = logging.getLogger("mlxd.api")
 
-PUBLIC_PATHS = frozenset({"/health", "/health/ready", "/metrics"})
-"""Never authenticated: load balancers and scrapers have no keys."""
+PUBLIC_PATHS = frozenset({"/health", "/health/ready", "/metrics", "/openapi.json"})
+"""Never authenticated: load balancers, scrapers and readers of the description have no keys."""
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/completions", create_completion),
+    ("POST", "/v1/messages", create_message),
+    ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", models.list_models),
     ("GET", "/v1/models/{id}", models.get_model),
     ("POST", "/tokenize", tokenize.tokenize),
@@ -58,6 +62,8 @@ class App:
         self._router: Router[Handler] = Router()
         for method, path, handler in ROUTES:
             self._router.add(method, path, handler)
+        description = OpenApiDocument(ROUTES, PUBLIC_PATHS, needs_key=bool(services.config.limits.api_keys))
+        self._router.add("GET", "/openapi.json", description)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -87,6 +93,8 @@ class App:
 
     async def _http(self, request: HTTPRequest) -> None:
         request.response_headers += self._cors.headers(request)
+        if is_anthropic_path(request.path):  # whose SDKs look for the id under this name
+            request.response_headers.append((b"request-id", request.request_id.encode()))
         try:
             await self._dispatch(request)
         except HTTPStatusError as error:

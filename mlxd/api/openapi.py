@@ -25,8 +25,6 @@ from mlxd.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from mlxd.api.services import Handler, Services
 from mlxd.api.tokenize import DetokenizeRequest, TokenizeRequest
 
-PATH = "/openapi.json"
-
 Schema = dict[str, Any]
 
 _REFERENCE = "#/components/schemas/{name}"
