@@ -45,7 +45,7 @@ def sorted_thresholds(probabilities: mx.array, top_k: mx.array, top_p: mx.array)
 def nucleus_thresholds(z: mx.array, probabilities: mx.array, top_p: mx.array) -> mx.array:
     """Smallest z [n, 1] that top_p keeps, by bisection.
 
-    On a CPU this takes two thirds of the time of a sort (32 rows of 49k: 70 ms against 135), and no gathers.
+    On a CPU this takes about half the time of a sort alone: 78 ms against 140 for 32 rows of 49k.
 
     The tail that may be cut holds at most 1 - top_p of the mass, so whoever has less than its even share of
     that is cut for sure; this bounds the search from below, and 0, the largest z, from above.
