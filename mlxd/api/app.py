@@ -154,7 +154,7 @@ def create_app(
     services = Services(
         config=config,
         engine=engine,
-        model=ServedModel(config.model, engine, created=int(now())),
+        model=ServedModel(config.model, engine, created=int(now()), chat=config.chat),
         decoder=BodyDecoder(config.server.max_json_depth, logger),
         active=ActiveGenerations(),
         now=now,

@@ -1,31 +1,70 @@
-"""Conversations into prompts: through the model's chat template, then its tokenizer.
+"""Conversations into prompts: through the model's chat template, then its tokenizer; and how to read answers.
 
-It does not know dialects: messages and tools come in the shape that templates know, which is OpenAI's.
+It does not know dialects: messages, tools and tool_choice come in the shape that templates know, which is
+OpenAI's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
+from mlxd.chat.format import AnswerFormat
+from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.tools import read_tool_choice, read_tools
+from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
 
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A rendered conversation, and its tokens."""
+    """A rendered conversation, its tokens, and how to read what answers it."""
 
     text: str
     token_ids: list[int]
+    answer: AnswerFormat
+    thinking: ThinkingParams | None
+
+    def plan(self, plan: SequencePlan) -> SequencePlan:
+        """`plan` with what the answer's format asks of the engine.
+
+        A grammar for `answer.tool_choice` over `answer.tools` belongs here too.
+        """
+        return replace(
+            plan,
+            skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
+            thinking=self.thinking,
+        )
+
+    def pipelines(
+        self, count: int, new_id: Callable[[], str], *, skip_special_tokens: bool = True
+    ) -> list[OutputPipeline]:
+        """One for each of `count` sequences. `new_id` gives 32 digits never given before.
+
+        `skip_special_tokens` is the client's wish: what a parser needs of them is not shown.
+        """
+        return [
+            self.answer.pipeline(lambda: call_id(new_id()), keeps_special_tokens=not skip_special_tokens)
+            for _ in range(count)
+        ]
+
+
+def call_id(digits: str) -> str:
+    """A tool call's id, as OpenAI writes them; parsers with rules of their own make theirs of it."""
+    return f"call_{digits[-24:]}"
 
 
 async def encode_conversation(
     model: ServedModel,
     messages: Sequence[dict[str, Any]],
     *,
-    tools: Sequence[dict[str, Any]] | None = None,
+    tools: Sequence[Any] | None = None,
+    tool_choice: Any = None,
+    parallel_tool_calls: bool | None = None,
+    thinking_token_budget: int | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     add_special_tokens: bool = False,
@@ -34,18 +73,40 @@ async def encode_conversation(
     """Render and tokenise. A template writes the special tokens itself, so none are added unless asked for.
 
     Raises:
-        InvalidRequestError: the template has no room for this conversation, or the model has no template.
+        InvalidRequestError: the tools or the choice are wrong, the template has no room for this
+            conversation, the model has no template, or its thinking cannot be limited.
     """
-    template = await model.template()
+    specs = read_tools(tools)
+    choice = read_tool_choice(tool_choice, specs, parallel=parallel_tool_calls)
+    chat_format = await model.chat_format()
     try:
-        text = template.render(
+        rendered = chat_format.render(
             messages,
-            tools=tools,
+            tools=specs,
+            tool_choice=choice,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **kwargs,
+            may_think=thinking_token_budget != 0 and kwargs.get("enable_thinking") is not False,
+            kwargs=kwargs,
         )
     except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
         raise InvalidRequestError("messages: nested too deeply", param="messages") from error
-    [token_ids] = await model.encode([text], add_special_tokens=add_special_tokens)
-    return ChatPrompt(text, token_ids)
+    [token_ids] = await model.encode([rendered.text], add_special_tokens=add_special_tokens)
+    thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
+    return ChatPrompt(rendered.text, token_ids, rendered.answer, thinking)
+
+
+def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:
+    tags, reasoning = answer.thinking_tags, answer.reasoning
+    if tags is None or reasoning is None:
+        if budget is not None:
+            raise InvalidRequestError(
+                "thinking_token_budget: this server knows of no thinking of this model; where it does think, "
+                "chat.reasoning_parser names the format",
+                param="thinking_token_budget",
+            )
+        return None
+    if budget is None:
+        return ThinkingParams(tags=tags)
+    closing = model.tokenizer.encode(reasoning.closing, add_special_tokens=False)
+    return ThinkingParams(tags=tags, max_tokens=budget, closing_token_ids=tuple(closing))

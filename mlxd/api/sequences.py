@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from mlxd.config import Config
 from mlxd.engine.request import GenerationRequest
+from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
 from mlxd.step import SamplingParams
 from mlxd.text.model_files import ModelFiles
@@ -38,6 +39,7 @@ class SequencePlan:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     skip_special_tokens: bool = True
+    thinking: ThinkingParams | None = None
     priority: int = 0
 
     def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
@@ -55,6 +57,7 @@ class SequencePlan:
                 stop_token_ids=self.stop_token_ids,
                 ignore_eos=self.ignore_eos,
                 skip_special_tokens=self.skip_special_tokens,
+                thinking=self.thinking,
                 priority=self.priority,
                 stream_interval=self.stream_interval,
                 timeout_seconds=self.timeout_seconds,

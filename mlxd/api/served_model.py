@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Sequence
 
 from mlxd import __version__
+from mlxd.chat.format import ChatFormat
 from mlxd.chat.template import ChatTemplate, no_chat_template
-from mlxd.config import ModelConfig
+from mlxd.config import ChatConfig, ModelConfig
 from mlxd.engine.engine import Engine
 from mlxd.errors import ConfigError, InternalError, ModelNotFoundError, NotReadyError
 from mlxd.step import WorkerReady
@@ -28,24 +29,26 @@ class ServedModel:
     """One for a server. `names[0]` is what responses carry, `created` is when the server started (Unix)."""
 
     __slots__ = (
+        "_chat_config",
+        "_chat_format",
+        "_chat_format_files",
         "_engine",
         "_fingerprint",
-        "_template",
-        "_template_files",
         "created",
         "names",
         "owned_by",
         "root",
     )
 
-    def __init__(self, config: ModelConfig, engine: Engine, created: int) -> None:
+    def __init__(self, config: ModelConfig, engine: Engine, created: int, *, chat: ChatConfig) -> None:
         self._engine = engine
+        self._chat_config = chat
         self.created = created
         self.owned_by = config.owned_by
         self.names: tuple[str, ...] = config.served_names or (config.path or DEFAULT_NAME,)
         self.root = config.path or self.names[0]
-        self._template: ChatTemplate | None = None
-        self._template_files: ModelFiles | None = None
+        self._chat_format: ChatFormat | None = None
+        self._chat_format_files: ModelFiles | None = None
         self._fingerprint: tuple[WorkerReady, str] | None = None
 
     @property
@@ -108,23 +111,30 @@ class ServedModel:
             self._fingerprint = (info, f"fp_{digest}")
         return self._fingerprint[1]
 
-    async def template(self) -> ChatTemplate:
-        """The chat template, compiled at its first use, in a thread because that takes tens of milliseconds.
+    async def chat_format(self) -> ChatFormat:
+        """Template and parsers, made at their first use, in a thread because that takes tens of milliseconds.
 
         Raises:
             InvalidRequestError: the model has none.
             InternalError: it is not valid.
         """
         files = self.files
-        if self._template_files is not files:
+        if self._chat_format_files is not files:
             try:
-                template = await asyncio.to_thread(ChatTemplate.from_files, files, self.tokenizer)
+                chat_format = await asyncio.to_thread(self._make_chat_format, files, self.tokenizer)
             except ConfigError as error:
                 raise InternalError(f"the model's chat template cannot be used: {error}") from error
-            self._template, self._template_files = template, files
-        if self._template is None:
+            self._chat_format, self._chat_format_files = chat_format, files
+        if self._chat_format is None:
             raise no_chat_template()
-        return self._template
+        return self._chat_format
+
+    def _make_chat_format(self, files: ModelFiles, tokenizer: Tokenizer) -> ChatFormat | None:
+        template = ChatTemplate.from_files(files, tokenizer)
+        if template is None:
+            return None
+        special_tokens = [tokenizer.token_text(token_id) for token_id in tokenizer.special_token_ids]
+        return ChatFormat(self._chat_config, template, files.model_type, special_tokens)
 
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of each text; long texts do not hold up the event loop."""

@@ -27,6 +27,7 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
     return_token_strs: bool | None = None
 
 
@@ -43,14 +44,16 @@ async def tokenize(request: HTTPRequest, services: Services) -> None:
     if (fields.prompt is None) == (fields.messages is None):
         raise InvalidRequestError("prompt: give either prompt or messages", param="prompt")
     if fields.messages is not None:
-        tokens = await encode_chat(
+        prompt = await encode_chat(
             model,
             fields.messages,
+            tools=fields.tools,
             add_generation_prompt=fields.add_generation_prompt,
             continue_final_message=fields.continue_final_message,
             add_special_tokens=fields.add_special_tokens,
             kwargs=fields.chat_template_kwargs or {},
         )
+        tokens = prompt.token_ids
     else:
         assert fields.prompt is not None
         [tokens] = await model.encode(

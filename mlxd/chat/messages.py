@@ -53,6 +53,24 @@ def prepare_messages(messages: Sequence[Message], style: MessageStyle) -> list[M
     return [_prepare(message, style) for message in messages]
 
 
+def flatten_content(content: Any) -> str:
+    """The text of a message's content: a string, parts, or nothing.
+
+    Text parts are joined by newlines, as vLLM does it. InvalidRequestError for parts that are no text.
+    """
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts: list[str] = []
+    for part in content:
+        text = _part_text(part)
+        if text is None:
+            raise InvalidRequestError(
+                f"this model takes text only, not content of type {part['type']!r}", param="messages"
+            )
+        texts.append(text)
+    return "\n".join(texts)
+
+
 def _prepare(message: Message, style: MessageStyle) -> Message:
     prepared = {key: value for key, value in message.items() if value is not None}
     role = prepared.get("role")
@@ -60,7 +78,7 @@ def _prepare(message: Message, style: MessageStyle) -> Message:
         role = prepared["role"] = "system"
     content = prepared.get("content")
     if isinstance(content, list):
-        prepared["content"] = _parts(content) if role in style.part_roles else _flatten(content)
+        prepared["content"] = _parts(content) if role in style.part_roles else flatten_content(content)
     elif isinstance(content, str) and role in style.part_roles and role not in style.string_roles:
         prepared["content"] = [{"type": "text", "text": content}]
     if isinstance(prepared.get("tool_calls"), list):
@@ -81,19 +99,6 @@ def _parts(content: list[Any]) -> list[dict[str, Any]]:
         else:
             parts.append({**part, "type": _MEDIA_PARTS.get(part["type"], part["type"])})
     return parts
-
-
-def _flatten(content: list[Any]) -> str:
-    """Text parts joined by newlines, as vLLM does it."""
-    texts: list[str] = []
-    for part in content:
-        text = _part_text(part)
-        if text is None:
-            raise InvalidRequestError(
-                f"this model takes text only, not content of type {part['type']!r}", param="messages"
-            )
-        texts.append(text)
-    return "\n".join(texts)
 
 
 def _part_text(part: Any) -> str | None:

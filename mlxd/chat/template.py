@@ -37,11 +37,21 @@ class SpecialTokens(Protocol):
 class ChatTemplate:
     """A model's chat template, compiled once. Rendering is safe from several threads.
 
-    `supports_tools`, `supports_system` and `supports_parts` (a user's content as a list of parts) are found
-    out at load, by rendering small conversations.
+    `supports_tools`, `supports_calls` (calls and their results in the history), `supports_system` and
+    `supports_parts` (a user's content as a list of parts) are found out at load, by rendering small
+    conversations. `source` is all of its Jinja text.
     """
 
-    __slots__ = ("_style", "_templates", "_variables", "supports_parts", "supports_system", "supports_tools")
+    __slots__ = (
+        "_style",
+        "_templates",
+        "_variables",
+        "source",
+        "supports_calls",
+        "supports_parts",
+        "supports_system",
+        "supports_tools",
+    )
 
     def __init__(
         self, templates: Mapping[str, str], variables: Mapping[str, str], *, clock: Clock = datetime.now
@@ -53,11 +63,13 @@ class ChatTemplate:
         environment = make_environment(clock)
         self._templates = {name: _compile(environment, name, text) for name, text in templates.items()}
         self._variables = dict(variables)
+        self.source = "\n".join(templates.values())
         probe = TemplateProbe(self._render)
         self._style = probe.style(knows_developer=any("developer" in text for text in templates.values()))
         self.supports_parts = "user" in self._style.part_roles
         self.supports_system = probe.supports_system(self._style)
         self.supports_tools = probe.supports_tools(self._style)
+        self.supports_calls = probe.supports_calls(self._style)
 
     @classmethod
     def from_files(

@@ -66,6 +66,11 @@ class TemplateProbe:
             for role in ("user", "system")
         )
 
+    def supports_calls(self, style: MessageStyle) -> bool:
+        """Whether calls get into the prompt, with their arguments, and so do their results."""
+        takes_results = "tool" in style.string_roles | style.part_roles
+        return takes_results and self._shows(style, _call({"x": _PROBE}))
+
     def _ask_role(self, style: MessageStyle, role: str) -> MessageStyle:
         strings = replace(style, string_roles=style.string_roles | {role})
         parts = replace(style, part_roles=style.part_roles | {role})

@@ -13,12 +13,16 @@ from mlxd.engine.request import FinishReason
 
 
 class ToolSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A tool that may be called. `parameters` is the JSON schema of its arguments, {} for any."""
+    """A tool that may be called. `parameters` is the JSON schema of its arguments, {} for any.
+
+    `extras` are what else the client said of it: some templates show more than these.
+    """
 
     name: str
     description: str | None = None
     parameters: dict[str, Any] = {}
     strict: bool | None = None
+    extras: dict[str, Any] = {}
 
 
 class TextDelta(msgspec.Struct, frozen=True, gc=False):

@@ -12,16 +12,16 @@ from mlxd.api.generation import gather_outputs, stream_answer
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import ChatFrames, Envelope
 from mlxd.api.openai.logprobs import chat_logprobs, mean_logprob
+from mlxd.api.openai.message import finish_reason, whole_message
 from mlxd.api.openai.messages import template_messages
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import ChatCompletionRequest, ChatMessage
 from mlxd.api.openai.usage import Usage
-from mlxd.api.prompt import encode_conversation
+from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline
-from mlxd.chat.types import TextDelta
 from mlxd.engine.request import RequestOutput
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 from mlxd.text.tokenizer import Tokenizer
@@ -43,17 +43,23 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
         num_logprobs=num_logprobs,
     )
-    kwargs = dict(fields.chat_template_kwargs or {})
-    if fields.enable_thinking is not None:
-        kwargs["enable_thinking"] = fields.enable_thinking
+    budget = None if fields.thinking_token_budget == -1 else fields.thinking_token_budget
     prompt = await encode_chat(
         model,
         fields.messages,
+        tools=fields.tools,
+        tool_choice=fields.tool_choice,
+        parallel_tool_calls=fields.parallel_tool_calls,
+        thinking_token_budget=budget,
         add_generation_prompt=fields.add_generation_prompt,
         continue_final_message=fields.continue_final_message,
         add_special_tokens=fields.add_special_tokens,
-        kwargs=kwargs,
+        kwargs=_template_kwargs(fields, budget),
     )
+    pipelines = prompt.pipelines(
+        plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
+    )
+    plan = prompt.plan(plan)
     envelope = Envelope(
         id=f"chatcmpl-{services.new_id()}",
         object="chat.completion.chunk" if fields.stream else "chat.completion",
@@ -67,9 +73,11 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
         include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
         tokenizer=model.tokenizer,
         num_logprobs=num_logprobs,
+        pipelines=pipelines,
+        thinks=prompt.answer.thinks,
     )
     try:
-        generation = services.submit(request, envelope.id, plan.sequences(envelope.id, [prompt]))
+        generation = services.submit(request, envelope.id, plan.sequences(envelope.id, [prompt.token_ids]))
     except ContextLengthExceeded as error:
         error.param = "messages"
         raise
@@ -77,22 +85,29 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
         await stream_answer(request, generation, frames)
         return
     outputs = await gather_outputs(generation, plan.num_sampled)
-    await request.respond_json(200, _answer(envelope, outputs, plan, model.tokenizer, num_logprobs))
+    await request.respond_json(
+        200, _answer(envelope, outputs, plan, pipelines, model.tokenizer, num_logprobs)
+    )
 
 
 async def encode_chat(
     model: ServedModel,
     messages: Sequence[ChatMessage],
     *,
+    tools: list[Any] | None,
+    tool_choice: Any = None,
+    parallel_tool_calls: bool | None = None,
+    thinking_token_budget: int | None = None,
     add_generation_prompt: bool | None,
     continue_final_message: bool | None,
     add_special_tokens: bool | None,
     kwargs: Mapping[str, Any],
-) -> list[int]:
-    """The prompt's token ids. A generation prompt is added unless the final message is to be continued.
+) -> ChatPrompt:
+    """The prompt. A generation prompt is added unless the final message is to be continued.
 
     Raises:
-        InvalidRequestError: the messages, the template or the combination of the two flags will not do.
+        InvalidRequestError: the messages, the tools, the template or the combination of the two flags will
+            not do.
     """
     rendered = template_messages(messages)
     if continue_final_message and add_generation_prompt:
@@ -104,9 +119,13 @@ async def encode_chat(
         raise InvalidRequestError(
             f"chat_template_kwargs: {min(clash)} is a field of its own", param="chat_template_kwargs"
         )
-    prompt = await encode_conversation(
+    return await encode_conversation(
         model,
         rendered,
+        tools=tools,
+        tool_choice=tool_choice,
+        parallel_tool_calls=parallel_tool_calls,
+        thinking_token_budget=thinking_token_budget,
         add_generation_prompt=(
             not continue_final_message if add_generation_prompt is None else add_generation_prompt
         ),
@@ -114,7 +133,22 @@ async def encode_chat(
         add_special_tokens=bool(add_special_tokens),
         kwargs=kwargs,
     )
-    return prompt.token_ids
+
+
+def _template_kwargs(fields: ChatCompletionRequest, budget: int | None) -> dict[str, Any]:
+    """Variables of the template. Families have their own names for the switch and for the budget."""
+    kwargs = dict(fields.chat_template_kwargs or {})
+    effort, enable = fields.reasoning_effort, fields.enable_thinking
+    if effort == "none":
+        enable = False if enable is None else enable
+    elif effort is not None:
+        kwargs["reasoning_effort"] = effort
+    if enable is not None:
+        kwargs["enable_thinking"] = enable
+        kwargs.setdefault("thinking", enable)
+    if budget is not None:
+        kwargs.setdefault("thinking_budget", budget)
+    return kwargs
 
 
 def _num_logprobs(fields: ChatCompletionRequest) -> int | None:
@@ -129,6 +163,7 @@ def _answer(
     envelope: Envelope,
     outputs: list[RequestOutput],
     plan: SequencePlan,
+    pipelines: Sequence[OutputPipeline],
     tokenizer: Tokenizer,
     num_logprobs: int | None,
 ) -> dict[str, Any]:
@@ -137,21 +172,17 @@ def _answer(
         usage.add(output)
     if plan.num_sampled > plan.num_choices:
         outputs = sorted(outputs, key=mean_logprob, reverse=True)[: plan.num_choices]
-    choices = [
-        {
-            "index": index,
-            "message": _message(output.text),
-            "logprobs": None if num_logprobs is None else chat_logprobs(output, tokenizer, num_logprobs),
-            "finish_reason": output.finish_reason,
-            "stop_reason": output.stop_reason,
-        }
-        for index, output in enumerate(outputs)
-    ]
+    choices: list[dict[str, Any]] = []
+    for output in outputs:
+        pipeline = pipelines[output.index]
+        message = whole_message(pipeline.feed(output.text) + pipeline.finish())
+        choices.append(
+            {
+                "index": len(choices),
+                "message": message,
+                "logprobs": None if num_logprobs is None else chat_logprobs(output, tokenizer, num_logprobs),
+                "finish_reason": finish_reason(output.finish_reason, has_calls=pipeline.num_calls > 0),
+                "stop_reason": output.stop_reason,
+            }
+        )
     return {**envelope.fields(), "choices": choices, "usage": usage.to_json()}
-
-
-def _message(text: str) -> dict[str, Any]:
-    pipeline = OutputPipeline()
-    events = pipeline.feed(text) + pipeline.finish()
-    content = "".join(event.text for event in events if isinstance(event, TextDelta))
-    return {"role": "assistant", "content": content, "refusal": None}

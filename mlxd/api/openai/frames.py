@@ -14,9 +14,10 @@ import orjson
 from mlxd._ext.sse import DONE, TextFrame, frame
 from mlxd.api.errors import openai_error
 from mlxd.api.openai.logprobs import CompletionLogprobs, chat_logprobs
+from mlxd.api.openai.message import ROLE_DELTA, event_delta, finish_reason
 from mlxd.api.openai.usage import Usage
 from mlxd.chat.pipeline import OutputPipeline
-from mlxd.chat.types import TextDelta
+from mlxd.chat.types import Event, TextDelta
 from mlxd.engine.request import FinishReason, RequestOutput
 from mlxd.errors import HTTPStatusError
 from mlxd.text.tokenizer import Tokenizer
@@ -78,7 +79,11 @@ class _Frames:
 
 
 class ChatFrames(_Frames):
-    """`chat.completion.chunk`s: the role, deltas, and a finish_reason for each choice."""
+    """`chat.completion.chunk`s: the role, deltas, and a finish_reason for each choice.
+
+    `pipelines` has one for each choice. `thinks`: there may be reasoning, so every delta has its names, null
+    or not: clients read `delta.reasoning` without asking whether it is there.
+    """
 
     def __init__(
         self,
@@ -88,15 +93,19 @@ class ChatFrames(_Frames):
         include_usage: bool,
         tokenizer: Tokenizer,
         num_logprobs: int | None,
+        pipelines: list[OutputPipeline],
+        thinks: bool = False,
     ) -> None:
         super().__init__(envelope, num_choices, include_usage=include_usage)
         self._tokenizer = tokenizer
         self._num_logprobs = num_logprobs
         self._started = False
-        self._pipelines = [OutputPipeline() for _ in range(num_choices)]
+        self._pipelines = pipelines
+        self._nulls = {"reasoning": None, "reasoning_content": None} if thinks else {}
+        nulls = '"reasoning":null,"reasoning_content":null,' if thinks else ""
         self._text_frames = [
             self._text_frame(
-                f'{{"index":{index},"delta":{{"content":"', b'"},"logprobs":null,"finish_reason":null}'
+                f'{{"index":{index},"delta":{{{nulls}"content":"', b'"},"logprobs":null,"finish_reason":null}'
             )
             for index in range(num_choices)
         ]
@@ -108,45 +117,50 @@ class ChatFrames(_Frames):
             self._started = True
             parts += [self._role(index) for index in range(len(self._pipelines))]
         for output in outputs:
+            pipeline = self._pipelines[output.index]
+            events = pipeline.feed(output.text)
+            if output.finish_reason is not None:
+                events += pipeline.finish()
             if self._num_logprobs is None:
-                self._add_text(parts, output)
-            elif output.text or output.token_ids:
-                parts.append(self._delta_with_logprobs(output, self._num_logprobs))
+                self._add_deltas(parts, output.index, events)
+            elif events or output.token_ids:
+                self._add_deltas_with_logprobs(parts, output, events, self._num_logprobs)
             if output.finish_reason in _ENDED_WELL:
                 self._usage.add(output)
-                parts.append(self._finish(output))
+                parts.append(self._finish(output, has_calls=pipeline.num_calls > 0))
         return b"".join(parts)
 
-    def _add_text(self, parts: list[bytes], output: RequestOutput) -> None:
-        index = output.index
-        pipeline = self._pipelines[index]
-        events = pipeline.feed(output.text)
-        if output.finish_reason is not None:
-            events += pipeline.finish()
+    def _add_deltas(self, parts: list[bytes], index: int, events: list[Event]) -> None:
         text_frame = self._text_frames[index]
-        parts += [text_frame.encode(event.text) for event in events if isinstance(event, TextDelta)]
+        for event in events:
+            if isinstance(event, TextDelta):
+                parts.append(text_frame.encode(event.text))
+            else:
+                parts.append(self._delta(index, event_delta(event)))
+
+    def _add_deltas_with_logprobs(
+        self, parts: list[bytes], output: RequestOutput, events: list[Event], num_top: int
+    ) -> None:
+        """The first delta carries what there is of all of the output's tokens."""
+        logprobs: dict[str, Any] | None = chat_logprobs(output, self._tokenizer, num_top)
+        for delta in [event_delta(event) for event in events] or [{"content": ""}]:
+            parts.append(self._delta(output.index, delta, logprobs))
+            logprobs = None
 
     def _role(self, index: int) -> bytes:
-        delta = {"role": "assistant", "content": ""}
-        return self._choice({"index": index, "delta": delta, "logprobs": None, "finish_reason": None})
+        return self._delta(index, ROLE_DELTA)
 
-    def _delta_with_logprobs(self, output: RequestOutput, num_top: int) -> bytes:
+    def _delta(self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None = None) -> bytes:
+        delta = self._nulls | delta
+        return self._choice({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
+
+    def _finish(self, output: RequestOutput, *, has_calls: bool) -> bytes:
         return self._choice(
             {
                 "index": output.index,
-                "delta": {"content": output.text},
-                "logprobs": chat_logprobs(output, self._tokenizer, num_top),
-                "finish_reason": None,
-            }
-        )
-
-    def _finish(self, output: RequestOutput) -> bytes:
-        return self._choice(
-            {
-                "index": output.index,
-                "delta": {},
+                "delta": self._nulls,
                 "logprobs": None,
-                "finish_reason": output.finish_reason,
+                "finish_reason": finish_reason(output.finish_reason, has_calls=has_calls),
                 "stop_reason": output.stop_reason,
             }
         )

@@ -23,15 +23,15 @@ _REFUSED = (
     "guided_regex",
     "guided_choice",
     "guided_grammar",
-    "reasoning_effort",
-    "thinking_token_budget",
-    "tools",
     "functions",
     "function_call",
     "audio",
     "web_search_options",
 )
 """Fields whose every value but null, empty and false asks for what this server cannot do."""
+
+_REFUSED_WITHOUT_TEMPLATE = ("reasoning_effort", "thinking_token_budget")
+"""Fields that only a chat template can honour."""
 
 
 def refuse_unsupported(fields: GenerationFields) -> None:
@@ -40,7 +40,8 @@ def refuse_unsupported(fields: GenerationFields) -> None:
     Raises:
         InvalidRequestError: naming the field.
     """
-    for name in _REFUSED:
+    is_chat = isinstance(fields, ChatCompletionRequest)
+    for name in _REFUSED if is_chat else _REFUSED + _REFUSED_WITHOUT_TEMPLATE:
         value = getattr(fields, name, None)
         if value is not None and value is not False and value not in ("", [], {}):
             raise _unsupported(name)
@@ -49,8 +50,6 @@ def refuse_unsupported(fields: GenerationFields) -> None:
     if isinstance(fields, ChatCompletionRequest):
         if fields.echo:
             raise _unsupported("echo")
-        if fields.tool_choice not in (None, "none", "auto"):
-            raise _unsupported("tool_choice")
         if fields.modalities and fields.modalities != ["text"]:
             raise _unsupported("modalities")
     if fields.stream_options is not None and not fields.stream:

@@ -6,7 +6,7 @@ elsewhere. Every optional field may be null.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -24,6 +24,9 @@ NumLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seconds = Annotated[float, Meta(gt=0)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+ThinkingBudget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+"""-1 is no limit, as in vLLM"""
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -79,8 +82,8 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
-    reasoning_effort: str | None = None
-    thinking_token_budget: int | None = None
+    reasoning_effort: ReasoningEffort | None = None
+    thinking_token_budget: ThinkingBudget | None = None
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
@@ -123,11 +126,11 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     enable_thinking: bool | None = None
-    parallel_tool_calls: bool | None = None
-    """moot without tools"""
-
     tools: list[Any] | None = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+    """the last three are checked by chat/tools.py"""
+
     functions: list[Any] | None = None
     function_call: Any = None
     modalities: list[str] | None = None

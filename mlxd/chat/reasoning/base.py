@@ -60,8 +60,8 @@ class ReasoningFormat:
     repeats: bool = False
     preserve_special_tokens: bool = False
     """the tags are special tokens, which detokenising must not leave out"""
-    tool_parser: str | None = None
-    """a tool parser that reads thinking too: where it is at work, no reasoning parser is needed"""
+    tool_parsers: tuple[str, ...] = ()
+    """those that read this thinking too: where one is at work, no reasoning parser is needed"""
 
     def is_open_after(self, prompt: str | None, *, continued: str | None = None, template: str = "") -> bool:
         """Whether the answer to `prompt` begins inside a block of thinking.

@@ -6,7 +6,6 @@ and a table in tests/unit/chat/reasoning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from mlxd.chat.reasoning.auto import AutoParser
@@ -45,7 +44,7 @@ FORMATS: dict[str, ReasoningFormat] = {
             make_parser=_harmony,
             repeats=True,
             preserve_special_tokens=True,
-            tool_parser="harmony",
+            tool_parsers=("harmony", "auto"),
         ),
         ReasoningFormat(
             name="gemma4",
@@ -79,12 +78,11 @@ def names() -> tuple[str, ...]:
 def auto_parser(*, has_tools: bool = False, interrupts: tuple[str, ...] = ()) -> ReasoningParser:
     """The parser for a model of which nothing is known. `has_tools`: a tool parser reads on behind it."""
     formats = [FORMATS[name] for name in _BY_FIRST_TAG]
-    return AutoParser([f for f in formats if not (has_tools and f.tool_parser)], interrupts=interrupts)
+    return AutoParser([f for f in formats if not (has_tools and f.tool_parsers)], interrupts=interrupts)
 
 
-def detect(templates: Iterable[str], model_type: str) -> ReasoningFormat | None:
-    """The format that a model's chat templates and type suggest; None where they know of no thinking."""
-    source = "\n".join(templates)
+def detect(source: str, model_type: str) -> ReasoningFormat | None:
+    """The format that the text of a model's chat templates, and its type, suggest; None for no thinking."""
     if model_type == "gpt_oss" or ("<|channel|>" in source and "analysis" in source):
         return FORMATS["gpt_oss"]
     if "<|channel>" in source:

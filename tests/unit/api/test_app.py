@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from mlxd.api.errors import error_response
 from mlxd.api.served_model import ServedModel
-from mlxd.config import ModelConfig
+from mlxd.config import ChatConfig, ModelConfig
 from mlxd.errors import (
     ConfigError,
     NotReadyError,
@@ -391,7 +391,7 @@ def test_while_loading_503() -> None:
 def test_what_the_model_lacks_while_loading_is_not_ready() -> None:
     engine = FakeEngine()
     engine.files = engine.tokenizer = engine.info = None
-    model = ServedModel(ModelConfig(path="x"), engine, created=0)  # type: ignore[arg-type]
+    model = ServedModel(ModelConfig(path="x"), engine, created=0, chat=ChatConfig())  # type: ignore[arg-type]
     for name in ("files", "tokenizer", "fingerprint", "vocab_size"):
         with pytest.raises(NotReadyError):
             getattr(model, name)

@@ -50,7 +50,13 @@ def test_whole_answer_has_openais_shape() -> None:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Héllo", "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": "Héllo",
+                    "refusal": None,
+                    "reasoning": None,
+                    "reasoning_content": None,
+                },
                 "logprobs": None,
                 "finish_reason": "stop",
                 "stop_reason": None,
@@ -323,7 +329,7 @@ def test_long_prompts_are_tokenised_in_a_thread(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"tools": [{"type": "web_search"}]},
         {"tool_choice": "required"},
         {"tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"functions": [{"name": "f"}]},
@@ -335,8 +341,9 @@ def test_long_prompts_are_tokenised_in_a_thread(monkeypatch: pytest.MonkeyPatch)
         {"guided_regex": "a"},
         {"guided_choice": ["a"]},
         {"guided_grammar": "root ::= 'a'"},
-        {"reasoning_effort": "high"},
+        {"reasoning_effort": "enormous"},
         {"thinking_token_budget": 5},
+        {"thinking_token_budget": -2},
         {"prompt_logprobs": 0},
         {"suffix": "x"},
         {"echo": True},
@@ -402,6 +409,8 @@ def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any]) -> N
         {"tool_choice": "none"},
         {"tool_choice": "auto"},
         {"parallel_tool_calls": False},
+        {"reasoning_effort": "high"},
+        {"thinking_token_budget": -1},
         {"response_format": {"type": "text"}},
         {"modalities": ["text"]},
         {"echo": False},
