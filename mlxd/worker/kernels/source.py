@@ -1,0 +1,141 @@
+"""The kernels' source text, in both dialects, from the files in text/.
+
+It does not know MLX: what comes out are the arguments of mx.fast.cuda_kernel and mx.fast.metal_kernel, as
+plain strings, which the tests also hand to a C++ compiler.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mlxd.worker.kernels.tile import LOAD_BYTES, AttentionShape, Registers, Tile
+
+Dialect = Literal["cuda", "metal"]
+
+TYPES: dict[Dialect, dict[str, str]] = {
+    "cuda": {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float"},
+    "metal": {"float16": "half", "bfloat16": "bfloat", "float32": "float"},
+}
+REGISTERS: dict[Dialect, Registers] = {
+    "cuda": Registers(floats=128, unroll=4),
+    "metal": Registers(floats=64, unroll=2),
+}
+"""A CUDA thread may have 255 registers; on Apple GPUs more than about 128 spill."""
+
+_TEXT = Path(__file__).parent / "text"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSource:
+    """What MLX makes a kernel of. The name holds a hash of the text: MLX caches compiled kernels by name."""
+
+    name: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    header: str
+    source: str
+
+
+def decode_source(
+    shape: AttentionShape, tile: Tile, dialect: Dialect, *, write: bool, split: bool
+) -> KernelSource:
+    """Attention of rows with one query each (text/decode.h)."""
+    inputs = ["queries", "context_lens", "table_starts", "block_tables", "key_pool", "value_pool"]
+    inputs += ["keys", "values"] * write + ["sinks"] * shape.sinks
+    natural = math.log2(math.e)
+    constants: dict[str, int | float] = {
+        **_sizes(shape),
+        "NUM_HEADS": shape.num_heads,
+        "WINDOW": shape.window,
+        "LANES": tile.lanes,
+        "KEY_VECTOR": tile.key_vector,
+        "VALUE_VECTOR": tile.value_vector,
+        "UNROLL": tile.unroll,
+        "HEADS": tile.heads,
+        "SETS": tile.sets,
+        "KEY_SIMDGROUPS": tile.key_simdgroups,
+        "SCORE_SCALE": float(shape.scale / shape.softcap if shape.softcap else shape.scale * natural),
+        "SOFTCAP": float(shape.softcap),
+    }
+    macros = {"WRITE": write, "SPLIT": split, "SINKS": shape.sinks}
+    outputs = ["parts", "stats"] if split else ["out"]
+    return _assemble("decode", shape, dialect, inputs, outputs, constants, macros)
+
+
+def merge_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
+    """The parts of split rows become one (text/merge.h)."""
+    inputs = ["parts", "stats", "num_splits", *["sinks"] * shape.sinks]
+    constants = {"NUM_HEADS": shape.num_heads, "VALUE_DIM": shape.value_dim}
+    return _assemble("merge", shape, dialect, inputs, ["out"], constants, {"SINKS": shape.sinks})
+
+
+def write_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
+    """A step's keys and values go to the pool (text/write.h)."""
+    inputs = ["keys", "values", "slot_mapping", "key_pool", "value_pool"]
+    return _assemble("write", shape, dialect, inputs, ["done"], _mover(shape))
+
+
+def gather_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
+    """One sequence out of the pool (text/gather.h)."""
+    inputs = ["key_pool", "value_pool", "block_tables", "lengths", "written"]
+    return _assemble("gather", shape, dialect, inputs, ["keys", "values"], _mover(shape))
+
+
+def copy_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
+    """Whole blocks, copied in place (text/copy.h)."""
+    inputs = ["pairs", "key_pool", "value_pool", "written"]
+    return _assemble("copy", shape, dialect, inputs, ["done"], _mover(shape))
+
+
+def vector_elements(shape: AttentionShape) -> int:
+    """Elements that a thread moves at once where keys and values are only copied."""
+    common = math.gcd(shape.key_dim, shape.value_dim)
+    return min(LOAD_BYTES // shape.itemsize, common & -common)
+
+
+def _sizes(shape: AttentionShape) -> dict[str, int | float]:
+    return {
+        "NUM_KV_HEADS": shape.num_kv_heads,
+        "KEY_DIM": shape.key_dim,
+        "VALUE_DIM": shape.value_dim,
+        "BLOCK_SIZE": shape.block_size,
+    }
+
+
+def _mover(shape: AttentionShape) -> dict[str, int | float]:
+    return {**_sizes(shape), "VECTOR": vector_elements(shape)}
+
+
+def _assemble(
+    kind: str,
+    shape: AttentionShape,
+    dialect: Dialect,
+    inputs: list[str],
+    outputs: list[str],
+    constants: dict[str, int | float] | dict[str, int],
+    macros: dict[str, bool] | None = None,
+) -> KernelSource:
+    header = "".join(f"#define {name} {int(value)}\n" for name, value in (macros or {}).items())
+    header += _read(f"{dialect}.h")
+    # Inside the function: Metal allows no other constants than these.
+    given = f"typedef {TYPES[dialect][shape.dtype]} T;\n" + "".join(
+        f"constexpr {'float' if isinstance(value, float) else 'int'} {name} = {_literal(value)};\n"
+        for name, value in constants.items()
+    )
+    source = given + _read(f"{dialect}_prologue.h") + _read(f"{kind}.h")
+    digest = hashlib.sha256((header + source).encode()).hexdigest()[:16]
+    return KernelSource(f"mlxd_{kind}_{digest}", tuple(inputs), tuple(outputs), header, source)
+
+
+def _literal(value: float) -> str:
+    return f"{value!r}f" if isinstance(value, float) else str(value)
+
+
+@functools.cache
+def _read(name: str) -> str:
+    return (_TEXT / name).read_text()

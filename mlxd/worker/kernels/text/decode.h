@@ -1,0 +1,300 @@
+// Attention of rows with one query each over keys and values in blocks.
+//
+// One thread group serves one row, one key/value head (its query heads share every key that is read) and one
+// part of the row's sequence. Its simdgroups take turns in spans of SPAN tokens; SETS of them work side by
+// side on the same tokens for different query heads. Inside a simdgroup, LANES lanes hold one key between
+// them, so 32 / LANES keys are looked at side by side, UNROLL times, all loads issued before the first use.
+//
+// Each of these key groups keeps its own online softmax in float32 (Milakov and Gimelshein, "Online
+// normalizer calculation for softmax", 2018): `top`, the largest score so far, `sum`, the weights so far
+// relative to `top`, and `acc`, the values weighted so. They meet by shuffles when the part is done, then
+// simdgroups meet in threadgroup memory, then, if the row was split, parts meet in merge.h (Dao et al.,
+// "Flash-Decoding", 2023). Scores are in units of log 2, so that weights are powers of 2.
+//
+// Given in front: the type T; the constants NUM_HEADS, NUM_KV_HEADS, KEY_DIM, VALUE_DIM, BLOCK_SIZE,
+// WINDOW (0: none), LANES, KEY_VECTOR, VALUE_VECTOR (elements a load), UNROLL, HEADS (query heads a
+// simdgroup), SETS, KEY_SIMDGROUPS, SCORE_SCALE, SOFTCAP (0: none); the macros WRITE, SPLIT and SINKS, 0 or 1.
+// Inputs: queries T [N, NUM_HEADS, KEY_DIM]; context_lens, table_starts int32 [N]; block_tables int32, row
+// n's from table_starts[n]; key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; with WRITE keys,
+// values T [N, NUM_KV_HEADS, dim], the step's own; with SINKS sinks T [NUM_HEADS].
+// Outputs: out T [N, NUM_HEADS, VALUE_DIM], or with SPLIT parts float32 [N, NUM_HEADS, splits, VALUE_DIM],
+// not yet divided by their sums, and stats float32 [N, NUM_HEADS, splits, 2], top and sum.
+// With WRITE, row n's key and value at position context_lens[n] - 1 come from keys and values and are
+// written to the pool; no other row of the launch may look at that place.
+// Grid: x = key/value head * chunks of its query heads, y = split, z = row; 32 * SETS * KEY_SIMDGROUPS
+// threads in x.
+
+constexpr int REPEATS = NUM_HEADS / NUM_KV_HEADS;
+constexpr int HEADS_IN_GROUP = HEADS * SETS;
+constexpr int CHUNKS = (REPEATS + HEADS_IN_GROUP - 1) / HEADS_IN_GROUP;
+constexpr int KEY_GROUPS = 32 / LANES;
+constexpr int SPAN = KEY_GROUPS * UNROLL;
+constexpr int STRIDE = SPAN * KEY_SIMDGROUPS;
+constexpr int LOOKUPS = BLOCK_SIZE % SPAN == 0 ? 1 : UNROLL;
+constexpr int KEY_PIECES = KEY_DIM / (LANES * KEY_VECTOR);
+constexpr int VALUE_PIECES = VALUE_DIM / (LANES * VALUE_VECTOR);
+
+const int kv_head = group_x / CHUNKS;
+const int chunk = group_x % CHUNKS;
+const int row = group_z;
+const int set = simdgroup % SETS;
+const int turn = simdgroup / SETS;
+const int key_group = lane / LANES;
+const int piece = lane % LANES;
+// The set's first query head, counted from the first of the key/value head.
+const int first_head = (chunk * SETS + set) * HEADS;
+
+// The part: tokens start <= t < end, of which those before `visible` are outside the window. It starts at
+// a multiple of SPAN, so that a span never crosses a block when LOOKUPS is 1.
+const int context = context_lens[row];
+const int visible = WINDOW > 0 && context > WINDOW ? context - WINDOW : 0;
+const int base = visible / SPAN * SPAN;
+const int strides = (context - base + STRIDE - 1) / STRIDE;
+const int part = (strides + num_groups_y - 1) / num_groups_y * STRIDE;
+const int start = base + group_y * part;
+const int end = start + part < context ? start + part : context;
+const long table = table_starts[row];
+const long query_row = (long)row * NUM_HEADS + kv_head * REPEATS;
+const long own_row = (long)row * NUM_KV_HEADS + kv_head;
+
+float query[HEADS][KEY_PIECES][KEY_VECTOR];
+float acc[HEADS][VALUE_PIECES][VALUE_VECTOR];
+float top[HEADS];
+float sum[HEADS];
+#pragma unroll
+for (int h = 0; h < HEADS; h++) {
+  // Heads past the last one repeat it; their results are not written.
+  const int head = first_head + h < REPEATS ? first_head + h : REPEATS - 1;
+  const DEVICE Pack<T, KEY_VECTOR>* from =
+      (const DEVICE Pack<T, KEY_VECTOR>*)(queries + (query_row + head) * KEY_DIM);
+  #pragma unroll
+  for (int j = 0; j < KEY_PIECES; j++) {
+    const Pack<T, KEY_VECTOR> loaded = from[j * LANES + piece];
+    #pragma unroll
+    for (int i = 0; i < KEY_VECTOR; i++) {
+      query[h][j][i] = float(loaded.v[i]) * SCORE_SCALE;
+    }
+  }
+  #pragma unroll
+  for (int j = 0; j < VALUE_PIECES; j++) {
+    #pragma unroll
+    for (int i = 0; i < VALUE_VECTOR; i++) {
+      acc[h][j][i] = 0;
+    }
+  }
+  top[h] = LOWEST;
+  sum[h] = 0;
+}
+
+// Block numbers are read one turn ahead of the keys that wait for them.
+int blocks[LOOKUPS];
+#pragma unroll
+for (int u = 0; u < LOOKUPS; u++) {
+  const int t = start + turn * SPAN + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
+  blocks[u] = t < end ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
+}
+for (int span = start + turn * SPAN; span < end; span += STRIDE) {
+  Pack<T, KEY_VECTOR> key[UNROLL][KEY_PIECES];
+  Pack<T, VALUE_VECTOR> value[UNROLL][VALUE_PIECES];
+  bool inside[UNROLL];
+  #pragma unroll
+  for (int u = 0; u < UNROLL; u++) {
+    const int t = span + u * KEY_GROUPS + key_group;
+    inside[u] = t >= visible && t < end;
+    // Places that count for nothing may hold anything, NaN too: one of the part's own is read instead.
+    const int place = t >= end ? end - 1 : t < visible ? visible : t;
+    const int block = LOOKUPS > 1 && place != t ? block_tables[table + unsigned(place) / BLOCK_SIZE]
+                                                : blocks[LOOKUPS > 1 ? u : 0];
+    const long token =
+        ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
+    const DEVICE T* key_at = key_pool + token * KEY_DIM;
+    const DEVICE T* value_at = value_pool + token * VALUE_DIM;
+    #if WRITE
+    if (place == context - 1) {
+      key_at = keys + own_row * KEY_DIM;
+      value_at = values + own_row * VALUE_DIM;
+    }
+    #endif
+    const DEVICE Pack<T, KEY_VECTOR>* key_from = (const DEVICE Pack<T, KEY_VECTOR>*)key_at;
+    const DEVICE Pack<T, VALUE_VECTOR>* value_from = (const DEVICE Pack<T, VALUE_VECTOR>*)value_at;
+    #pragma unroll
+    for (int j = 0; j < KEY_PIECES; j++) {
+      key[u][j] = key_from[j * LANES + piece];
+    }
+    #pragma unroll
+    for (int j = 0; j < VALUE_PIECES; j++) {
+      value[u][j] = value_from[j * LANES + piece];
+    }
+  }
+  #pragma unroll
+  for (int u = 0; u < LOOKUPS; u++) {
+    const int t = span + STRIDE + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
+    blocks[u] = t < end ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
+  }
+
+  float weight[HEADS][UNROLL];
+  #pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    #pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      weight[h][u] = 0;
+    }
+  }
+  #pragma unroll
+  for (int u = 0; u < UNROLL; u++) {
+    #pragma unroll
+    for (int j = 0; j < KEY_PIECES; j++) {
+      #pragma unroll
+      for (int i = 0; i < KEY_VECTOR; i++) {
+        const float k = float(key[u][j].v[i]);
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+          weight[h][u] += query[h][j][i] * k;
+        }
+      }
+    }
+  }
+  #pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    float largest = top[h];
+    #pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      float score = weight[h][u];
+      #pragma unroll
+      for (int mask = LANES / 2; mask > 0; mask /= 2) {
+        score += SHUFFLE_XOR(score, mask);
+      }
+      if (SOFTCAP > 0) {
+        score = TANH(score) * (SOFTCAP * LOG2_E);
+      }
+      weight[h][u] = inside[u] ? score : LOWEST;
+      largest = MAX(largest, weight[h][u]);
+    }
+    const float shrink = EXP2(top[h] - largest);
+    top[h] = largest;
+    sum[h] *= shrink;
+    #pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      weight[h][u] = inside[u] ? EXP2(weight[h][u] - largest) : 0;
+      sum[h] += weight[h][u];
+    }
+    #pragma unroll
+    for (int j = 0; j < VALUE_PIECES; j++) {
+      #pragma unroll
+      for (int i = 0; i < VALUE_VECTOR; i++) {
+        acc[h][j][i] *= shrink;
+      }
+    }
+  }
+  #pragma unroll
+  for (int u = 0; u < UNROLL; u++) {
+    #pragma unroll
+    for (int j = 0; j < VALUE_PIECES; j++) {
+      #pragma unroll
+      for (int i = 0; i < VALUE_VECTOR; i++) {
+        const float v = float(value[u][j].v[i]);
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+          acc[h][j][i] += weight[h][u] * v;
+        }
+      }
+    }
+  }
+}
+
+// The key groups of a simdgroup, then its first key group writes for all.
+SHARED float shared_acc[KEY_SIMDGROUPS][HEADS_IN_GROUP][VALUE_DIM];
+SHARED float shared_top[KEY_SIMDGROUPS][HEADS_IN_GROUP];
+SHARED float shared_sum[KEY_SIMDGROUPS][HEADS_IN_GROUP];
+#pragma unroll
+for (int h = 0; h < HEADS; h++) {
+  float largest = top[h];
+  #pragma unroll
+  for (int mask = LANES; mask < 32; mask *= 2) {
+    largest = MAX(largest, SHUFFLE_XOR(largest, mask));
+  }
+  const float shrink = EXP2(top[h] - largest);
+  float total = sum[h] * shrink;
+  #pragma unroll
+  for (int mask = LANES; mask < 32; mask *= 2) {
+    total += SHUFFLE_XOR(total, mask);
+  }
+  #pragma unroll
+  for (int j = 0; j < VALUE_PIECES; j++) {
+    #pragma unroll
+    for (int i = 0; i < VALUE_VECTOR; i++) {
+      float element = acc[h][j][i] * shrink;
+      #pragma unroll
+      for (int mask = LANES; mask < 32; mask *= 2) {
+        element += SHUFFLE_XOR(element, mask);
+      }
+      if (key_group == 0) {
+        shared_acc[turn][set * HEADS + h][(j * LANES + piece) * VALUE_VECTOR + i] = element;
+      }
+    }
+  }
+  if (lane == 0) {
+    shared_top[turn][set * HEADS + h] = largest;
+    shared_sum[turn][set * HEADS + h] = total;
+  }
+}
+BARRIER();
+
+// The simdgroups that took turns: each thread sums up some of the group's HEADS_IN_GROUP * VALUE_DIM numbers.
+for (int index = thread_index; index < HEADS_IN_GROUP * VALUE_DIM; index += num_threads) {
+  const int h = index / VALUE_DIM;
+  const int d = index % VALUE_DIM;
+  const int head = chunk * HEADS_IN_GROUP + h;
+  if (head >= REPEATS) {
+    break;
+  }
+  float largest = shared_top[0][h];
+  #pragma unroll
+  for (int s = 1; s < KEY_SIMDGROUPS; s++) {
+    largest = MAX(largest, shared_top[s][h]);
+  }
+  float total = 0;
+  #if SINKS && !SPLIT
+  const float sink = float(sinks[kv_head * REPEATS + head]) * LOG2_E;
+  largest = MAX(largest, sink);
+  total = EXP2(sink - largest);
+  #endif
+  float element = 0;
+  #pragma unroll
+  for (int s = 0; s < KEY_SIMDGROUPS; s++) {
+    const float shrink = EXP2(shared_top[s][h] - largest);
+    total += shared_sum[s][h] * shrink;
+    element += shared_acc[s][h][d] * shrink;
+  }
+  #if SPLIT
+  const long to = (query_row + head) * num_groups_y + group_y;
+  parts[to * VALUE_DIM + d] = element;
+  if (d == 0) {
+    stats[to * 2] = largest;
+    stats[to * 2 + 1] = total;
+  }
+  #else
+  // A row without any token gets 0, and NaN stays NaN.
+  out[(query_row + head) * VALUE_DIM + d] = T(total > 0 ? element / total : total);
+  #endif
+}
+
+#if WRITE
+// The part that holds the row's last token brings it to the pool, where the next step finds it.
+if (chunk == 0 && start < context && end == context) {
+  const int place = context - 1;
+  const int block = block_tables[table + unsigned(place) / BLOCK_SIZE];
+  const long token = ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
+  const DEVICE Pack<T, KEY_VECTOR>* key_from = (const DEVICE Pack<T, KEY_VECTOR>*)(keys + own_row * KEY_DIM);
+  const DEVICE Pack<T, VALUE_VECTOR>* value_from =
+      (const DEVICE Pack<T, VALUE_VECTOR>*)(values + own_row * VALUE_DIM);
+  DEVICE Pack<T, KEY_VECTOR>* key_to = (DEVICE Pack<T, KEY_VECTOR>*)(key_pool + token * KEY_DIM);
+  DEVICE Pack<T, VALUE_VECTOR>* value_to = (DEVICE Pack<T, VALUE_VECTOR>*)(value_pool + token * VALUE_DIM);
+  for (int i = thread_index; i < KEY_DIM / KEY_VECTOR; i += num_threads) {
+    key_to[i] = key_from[i];
+  }
+  for (int i = thread_index; i < VALUE_DIM / VALUE_VECTOR; i += num_threads) {
+    value_to[i] = value_from[i];
+  }
+}
+#endif

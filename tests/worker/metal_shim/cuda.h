@@ -1,0 +1,57 @@
+// CUDA's types and built-ins, as far as mlxd's kernels use them, for a C++ compiler on a CPU.
+// What metal.h beside it says of Metal holds here too; nvcc and a GPU have the last word (tests/gpu).
+
+#pragma once
+
+#include "fibers.h"
+
+#define __shared__ static
+
+typedef _Float16 __half;
+
+// The upper half of a float32, rounded to nearest even.
+struct __nv_bfloat16 {
+  uint16_t bits;
+
+  __nv_bfloat16() = default;
+  explicit __nv_bfloat16(float value) {
+    uint32_t wide;
+    memcpy(&wide, &value, sizeof wide);
+    bits = value == value ? (wide + 0x7fff + (wide >> 16 & 1)) >> 16 : 0x7fff;
+  }
+  operator float() const {
+    const uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+  }
+};
+
+struct dim3 {
+  int x, y, z;
+};
+
+inline dim3 blockIdx, gridDim, blockDim;
+#define threadIdx (dim3{fibers::self(), 0, 0})
+
+inline float fmaxf(float a, float b) { return __builtin_fmaxf(a, b); }
+inline float exp2f(float x) { return __builtin_exp2f(x); }
+inline float tanhf(float x) { return __builtin_tanhf(x); }
+
+inline void __syncthreads() { fibers::wait_for_group(); }
+
+template <typename V>
+V __shfl_xor_sync(unsigned, V value, int mask) {
+  return fibers::exchange(value, fibers::self() % fibers::SIMD ^ mask);
+}
+
+inline void place(int x, int y, int z, int gx, int gy, int gz, int num_threads) {
+  blockIdx = {x, y, z};
+  gridDim = {gx, gy, gz};
+  blockDim = {num_threads, 1, 1};
+}
+
+typedef float type_float32;
+typedef __half type_float16;
+typedef __nv_bfloat16 type_uint16;
+typedef int32_t type_int32;

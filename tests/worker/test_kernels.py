@@ -1,0 +1,307 @@
+"""The paged attention kernels' own text, both dialects, compiled by g++ and run against float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlxd.worker.kernels.source import (
+    REGISTERS,
+    Dialect,
+    KernelSource,
+    copy_source,
+    decode_source,
+    gather_source,
+    merge_source,
+    vector_elements,
+    write_source,
+)
+from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
+from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, relative_error
+from tests.worker.metal_shim import shim
+
+pytestmark = pytest.mark.skipif(shim.COMPILER is None, reason="needs g++")
+
+INTEGERS = ("context_lens", "table_starts", "block_tables", "slot_mapping", "pairs", "lengths", "num_splits")
+NUMPY = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
+CONTEXTS = [1, 2, 15, 16, 17, 33, 64, 65, 200, 0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def attention_shape(**changes: object) -> AttentionShape:
+    common = {
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "key_dim": 64,
+        "value_dim": 64,
+        "block_size": 16,
+        "dtype": "float32",
+        "scale": 0.11,
+    }
+    return AttentionShape(**(common | changes))  # type: ignore[arg-type]
+
+
+def stored(values: Floats, dtype: str) -> shim.Array:
+    return shim.bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+
+
+def loaded(array: shim.Array) -> Floats:
+    return shim.from_bfloat16(array) if array.dtype == np.uint16 else array.astype(np.float32)
+
+
+@functools.cache
+def compiled(kernel: KernelSource, dialect: Dialect, dtype: str, folder: Path) -> shim.ShimKernel:
+    def kind(name: str) -> str:
+        if name in INTEGERS or name in ("done", "written"):
+            return "int32"
+        return "float32" if name in ("parts", "stats") else NUMPY[dtype]
+
+    names = (*kernel.input_names, *kernel.output_names)
+    return shim.ShimKernel(kernel, dialect, {name: kind(name) for name in names}, folder)
+
+
+def case_arrays(case: Case, *, written: bool) -> dict[str, shim.Array]:
+    key_pool, value_pool = case.pools_after_write() if written else (case.key_pool, case.value_pool)
+    floats = {
+        "queries": case.queries,
+        "keys": case.keys,
+        "values": case.values,
+        "key_pool": key_pool,
+        "value_pool": value_pool,
+        "sinks": case.sinks,
+    }
+    arrays = {name: stored(array, case.shape.dtype) for name, array in floats.items()}
+    return arrays | {name: getattr(case, name) for name in INTEGERS[:4]}
+
+
+def run_decode(
+    case: Case, tile: Tile, dialect: Dialect, folder: Path, *, splits: int = 1, write: bool = True
+) -> dict[str, shim.Array]:
+    """All arrays after the decode kernel and, if splits > 1, the merge; `out` among them."""
+    shape = case.shape
+    num_rows = len(case.context_lens)
+    arrays = case_arrays(case, written=not write)
+    poison = np.full((num_rows, shape.num_heads, shape.value_dim), np.nan, dtype=np.float32)
+    arrays["out"] = stored(poison, shape.dtype)
+    arrays["parts"] = np.full((num_rows, shape.num_heads, splits, shape.value_dim), np.nan, dtype=np.float32)
+    arrays["stats"] = np.full((num_rows, shape.num_heads, splits, 2), np.nan, dtype=np.float32)
+    arrays["num_splits"] = np.array([splits], dtype=np.int32)
+    kernel = compiled(
+        decode_source(shape, tile, dialect, write=write, split=splits > 1), dialect, shape.dtype, folder
+    )
+    kernel(arrays, (shape.num_kv_heads * tile.chunks(shape), splits, num_rows), tile.num_threads)
+    if splits > 1:
+        merge = compiled(merge_source(shape, dialect), dialect, shape.dtype, folder)
+        merge(arrays, (shape.num_heads, 1, num_rows), 32)
+    return arrays
+
+
+def check_decode(case: Case, dialect: Dialect, folder: Path, **options: object) -> None:
+    tile = options.pop("tile", None) or choose_tile(case.shape, REGISTERS[dialect])
+    arrays = run_decode(case, tile, dialect, folder, **options)  # type: ignore[arg-type]
+    error = relative_error(loaded(arrays["out"]), case.expected())
+    assert error < TOLERANCES[case.shape.dtype]
+    for name, pool in zip(("key_pool", "value_pool"), case.pools_after_write(), strict=True):
+        np.testing.assert_array_equal(loaded(arrays[name]), pool)
+
+
+both_dialects = pytest.mark.parametrize("dialect", ["cuda", "metal"])
+
+
+@both_dialects
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"dtype": "bfloat16", "key_dim": 128, "value_dim": 128, "num_heads": 6},
+        {"dtype": "float16", "key_dim": 80, "value_dim": 80},
+        {"key_dim": 96, "value_dim": 96, "num_heads": 6},
+        {"dtype": "bfloat16", "key_dim": 256, "value_dim": 256},
+        {"dtype": "float16", "key_dim": 192, "value_dim": 128},
+        {"num_heads": 14, "block_size": 5},
+        {"num_heads": 71, "num_kv_heads": 1},
+        {"key_dim": 6, "value_dim": 10, "block_size": 1},
+        {"softcap": 5.0},
+        {"sinks": True, "dtype": "bfloat16"},
+        {"window": 20},
+        {"window": 37, "sinks": True, "softcap": 3.0, "block_size": 4},
+    ],
+    ids=lambda changes: "-".join(f"{name}={value}" for name, value in changes.items()) or "plain",
+)
+@pytest.mark.parametrize("splits", [1, 4])
+def test_decode(dialect: Dialect, changes: dict[str, object], splits: int, folder: Path) -> None:
+    check_decode(make_case(attention_shape(**changes), CONTEXTS), dialect, folder, splits=splits)
+
+
+@both_dialects
+def test_tables_may_be_shared_by_rows_of_one_sequence(dialect: Dialect, folder: Path) -> None:
+    """Speculative rows and short prompts: the same table, a token more each, keys written before."""
+    shape = attention_shape(num_heads=8)
+    whole = make_case(shape, [40])
+    key_pool, value_pool = whole.pools_after_write()
+    rows = 9
+    contexts = np.arange(40 - rows + 1, 41, dtype=np.int32)
+    positions = contexts - 1
+    blocks = whole.block_tables[whole.table_starts[0] + positions // 16]
+    case = dataclasses.replace(
+        whole,
+        queries=make_case(shape, [1] * rows).queries,
+        keys=key_pool[blocks, :, positions % 16],
+        values=value_pool[blocks, :, positions % 16],
+        key_pool=key_pool,
+        value_pool=value_pool,
+        context_lens=contexts,
+        table_starts=np.repeat(whole.table_starts, rows),
+    )
+    check_decode(case, dialect, folder, write=False)
+
+
+@both_dialects
+@pytest.mark.parametrize("splits", [2, 16, 64])
+def test_long_rows_beside_short_ones(dialect: Dialect, splits: int, folder: Path) -> None:
+    case = make_case(attention_shape(num_kv_heads=1, num_heads=2), [1, 1500, 3, 640])
+    check_decode(case, dialect, folder, splits=splits)
+
+
+@both_dialects
+@pytest.mark.parametrize(
+    "tile",
+    [
+        Tile(lanes=8, key_vector=4, value_vector=4, heads=2, sets=1, key_simdgroups=8, unroll=1),
+        Tile(lanes=32, key_vector=2, value_vector=2, heads=1, sets=2, key_simdgroups=1, unroll=8),
+        Tile(lanes=4, key_vector=4, value_vector=4, heads=1, sets=1, key_simdgroups=2, unroll=3),
+    ],
+    ids=str,
+)
+def test_tiles_change_nothing(dialect: Dialect, tile: Tile, folder: Path) -> None:
+    check_decode(make_case(attention_shape(), CONTEXTS), dialect, folder, tile=tile, splits=2)
+
+
+@both_dialects
+def test_a_row_that_is_not_a_number_stays_alone(dialect: Dialect, folder: Path) -> None:
+    case = make_case(attention_shape(), [30, 30, 30])
+    case.keys[1] = np.nan
+    tile = choose_tile(case.shape, REGISTERS[dialect])
+    for splits in (1, 2):
+        out = loaded(run_decode(case, tile, dialect, folder, splits=splits)["out"])
+        assert np.isnan(out[1]).all()
+        assert relative_error(out[::2], case.expected()[::2]) < 2e-6
+
+
+def mover_groups(shape: AttentionShape, elements: int, threads: int) -> int:
+    return -(-(elements // vector_elements(shape)) // threads)
+
+
+@both_dialects
+@pytest.mark.parametrize(
+    "changes", [{}, {"key_dim": 24, "value_dim": 8, "dtype": "bfloat16"}, {"key_dim": 6, "value_dim": 10}]
+)
+def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], folder: Path) -> None:
+    shape = attention_shape(**changes)
+    case = make_case(shape, [7, 40, 16])
+    arrays = case_arrays(case, written=False)
+    done = np.zeros(1, dtype=np.int32)
+    larger = max(shape.key_dim, shape.value_dim)
+    threads = 8
+
+    write = compiled(write_source(shape, dialect), dialect, shape.dtype, folder)
+    groups = mover_groups(shape, larger * shape.num_kv_heads, threads)
+    write(arrays | {"done": done}, (groups, 1, len(case.context_lens)), threads)
+    assert done[0] == 1
+    pools = case.pools_after_write()
+    for name, pool in zip(("key_pool", "value_pool"), pools, strict=True):
+        np.testing.assert_array_equal(loaded(arrays[name]), pool)
+
+    length, padded = 40, 48
+    start = case.table_starts[1]
+    sequence = {
+        "keys": stored(np.full((2, padded, shape.key_dim), np.nan, dtype=np.float32), shape.dtype),
+        "values": stored(np.full((2, padded, shape.value_dim), np.nan, dtype=np.float32), shape.dtype),
+        "block_tables": case.block_tables[start : start + 3].copy(),
+        "lengths": np.array([length, padded], dtype=np.int32),
+        "written": done,
+    }
+    gather = compiled(gather_source(shape, dialect), dialect, shape.dtype, folder)
+    gather(arrays | sequence, (mover_groups(shape, larger, threads), 2, padded), threads)
+    positions = np.arange(length)
+    blocks = sequence["block_tables"][positions // 16]
+    for name, pool in zip(("keys", "values"), pools, strict=True):
+        output = loaded(sequence[name])
+        np.testing.assert_array_equal(output[:, :length], pool[blocks, :, positions % 16].swapaxes(0, 1))
+        assert (output[:, length:] == 0).all()
+
+    unused = sorted(set(range(len(pools[0]))) - set(case.block_tables.tolist()))
+    pairs = np.stack([case.block_tables[start : start + 2], unused[:2]], axis=1)
+    copied = {"pairs": pairs.astype(np.int32), "written": done, "done": done}
+    copy = compiled(copy_source(shape, dialect), dialect, shape.dtype, folder)
+    groups = mover_groups(shape, larger * shape.num_kv_heads * 16, threads)
+    copy(arrays | copied, (groups, 1, len(pairs)), threads)
+    for name, pool in zip(("key_pool", "value_pool"), pools, strict=True):
+        pool[pairs[:, 1]] = pool[pairs[:, 0]]
+        np.testing.assert_array_equal(loaded(arrays[name]), pool)
+
+
+def test_the_shim_finds_threads_that_part_at_a_barrier(folder: Path) -> None:
+    source = (
+        "if (thread_index_in_threadgroup < 40) threadgroup_barrier(mem_flags::mem_threadgroup);\nout[0] = 1;"
+    )
+    kernel = KernelSource("parting", (), ("out",), "", source)
+    wrong = shim.ShimKernel(kernel, "metal", {"out": "float32"}, folder)
+    with pytest.raises(RuntimeError, match="others never reach"):
+        wrong({"out": np.zeros(1, dtype=np.float32)}, (1, 1, 1), 64)
+    wrong({"out": np.zeros(1, dtype=np.float32)}, (1, 1, 1), 40)
+
+
+def test_names_follow_the_text() -> None:
+    shape = attention_shape()
+    tile = choose_tile(shape, REGISTERS["cuda"])
+    variants = [
+        decode_source(changed, tile, dialect, write=write, split=split)
+        for changed in (shape, dataclasses.replace(shape, scale=0.2), dataclasses.replace(shape, window=8))
+        for dialect in REGISTERS
+        for write in (False, True)
+        for split in (False, True)
+    ]
+    assert len({kernel.name for kernel in variants}) == len(variants)
+    again = decode_source(shape, tile, "cuda", write=False, split=False)
+    assert again == variants[0]
+    # MLX adds parameters where it finds `<input>_shape`, `_strides` or `_ndim` in the text.
+    for kernel in variants:
+        for name in kernel.input_names:
+            for suffix in ("shape", "strides", "ndim"):
+                assert f"{name}_{suffix}" not in kernel.source
+
+
+@pytest.mark.parametrize("dim", [1, 6, 16, 64, 80, 96, 112, 128, 192, 256, 512, 576])
+@pytest.mark.parametrize("repeats", [1, 2, 3, 5, 7, 8, 16, 71])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tiles_fit(dim: int, repeats: int, dtype: str) -> None:
+    shape = attention_shape(num_heads=2 * repeats, key_dim=dim, value_dim=dim, dtype=dtype)
+    for registers in REGISTERS.values():
+        for simdgroups in (1, 4, 8):
+            tile = choose_tile(shape, registers, simdgroups)
+            assert dim % (tile.lanes * tile.key_vector) == 0
+            assert tile.key_vector * shape.itemsize <= 16
+            assert tile.heads * tile.sets * tile.chunks(shape) >= repeats
+            assert tile.heads * tile.sets * (tile.chunks(shape) - 1) < repeats
+            assert tile.heads * 2 * dim / tile.lanes <= max(registers.floats, 2 * dim / tile.lanes)
+            assert tile.num_threads <= 1024
+            shared = tile.key_simdgroups * tile.sets * tile.heads * (dim + 2) * 4
+            assert shared <= 30 * 1024 or tile.key_simdgroups == 1
+
+
+def test_splits_fill_the_device_and_no_more() -> None:
+    assert choose_splits(128, 8, 512, 132) == 1
+    assert choose_splits(32, 8, 4096, 132) == 4
+    assert choose_splits(1, 8, 16384, 132) == 64
+    assert choose_splits(1, 8, 512, 132) == 4
+    assert choose_splits(1, 8, 100, 132) == 1
+    assert choose_splits(0, 8, 0, 10) == 1
