@@ -23,7 +23,11 @@ def read_events(body: bytes) -> list[dict[str, Any]]:
 def assembled(events: list[dict[str, Any]]) -> dict[str, Any]:
     """The message that the events make; checks their order. Pings may be anywhere."""
     start, *middle, delta, stop = [event for event in events if event["type"] != "ping"]
-    assert (start["type"], delta["type"], stop) == ("message_start", "message_delta", {"type": "message_stop"})
+    assert (start["type"], delta["type"], stop) == (
+        "message_start",
+        "message_delta",
+        {"type": "message_stop"},
+    )
     message: dict[str, Any] = start["message"]
     assert (message["content"], message["stop_reason"], message["stop_sequence"]) == ([], None, None)
     content: list[dict[str, Any]] = []

@@ -23,9 +23,7 @@ from mlxd.chat.types import (
 from mlxd.engine.request import FinishReason, RequestOutput
 from tests.unit.api.anthropic.events import assembled, read_events
 
-HEAD = MessageHead(
-    id="msg_1", request_id="r", model="m", num_prompt_tokens=10, marks_cache_points=False
-)
+HEAD = MessageHead(id="msg_1", request_id="r", model="m", num_prompt_tokens=10, marks_cache_points=False)
 
 
 class ScriptedPipeline(OutputPipeline):
