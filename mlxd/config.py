@@ -150,8 +150,11 @@ class ChatConfig(_Section, frozen=True):
     """How a model's text becomes messages. None: what the model's own template and type suggest."""
 
     enable_auto_tool_choice: bool = False
+    """calls are read whenever a request has tools; true insists on it: then the parser cannot be none"""
     tool_call_parser: str | None = None
+    """a name of chat/tool_parsers, auto (the model's; else by the first marker in the text) or none"""
     reasoning_parser: str | None = None
+    """a name of chat/reasoning, auto (the model's; else by the answer's first tag) or none"""
 
 
 class EmbeddingsConfig(_Section, frozen=True):

@@ -15,6 +15,7 @@ from mlxd.chat.messages import Message, flatten_content
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.reasoning import formats
 from mlxd.chat.reasoning.base import ReasoningFormat, ReasoningParser
+from mlxd.chat.reasoning.formats import AUTO, NONE
 from mlxd.chat.special_tokens import SpecialTokenFilter
 from mlxd.chat.template import ChatTemplate
 from mlxd.chat.tool_text import with_instructions, without_calls
@@ -23,8 +24,6 @@ from mlxd.chat.types import ToolSpec
 from mlxd.config import ChatConfig
 from mlxd.text.markers import MarkerScanner
 from mlxd.text.thinking import ThinkingTags
-
-AUTO, NONE = "auto", "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,9 +116,9 @@ class ChatFormat:
         self._special_tokens = MarkerScanner(special_tokens)
         detected = formats.detect(template.source, model_type)
         name = config.reasoning_parser
-        self._reasoning = formats.FORMATS.get(name or "")
-        if name is None or (name == AUTO and detected is not None):
-            self._reasoning = detected
+        self._reasoning = detected
+        if name is not None and name != AUTO:
+            self._reasoning = None if name == NONE else formats.get(name)
         self.reasoning_parser = AUTO if name == AUTO and detected is None else _name(self._reasoning)
         name = config.tool_call_parser or AUTO
         if name == AUTO:

@@ -47,10 +47,17 @@ FLAGS = (
     Flag("--default-top-p", "defaults.top_p", "top_p where the request does not say", "X"),
     Flag("--stream-interval", "defaults.stream_interval", "tokens in a stream chunk", "N"),
     Flag("--mcp-config", "mcp.config", "file with the MCP servers", "FILE"),
-    Flag("--reasoning-parser", "chat.reasoning_parser", "format of the model's thinking", "NAME"),
+    Flag(
+        "--reasoning-parser", "chat.reasoning_parser", "format of the model's thinking, auto or none", "NAME"
+    ),
     Flag("--embedding-model", "embeddings.model", "model for /v1/embeddings, loaded at start", "MODEL"),
-    Flag("--enable-auto-tool-choice", "chat.enable_auto_tool_choice", "let the model call tools on its own"),
-    Flag("--tool-call-parser", "chat.tool_call_parser", "format of the model's tool calls", "NAME"),
+    Flag("--enable-auto-tool-choice", "chat.enable_auto_tool_choice", "insist that tool calls are read"),
+    Flag(
+        "--tool-call-parser",
+        "chat.tool_call_parser",
+        "format of the model's tool calls, auto or none",
+        "NAME",
+    ),
     Flag(
         "--served-model-name",
         "model.served_names",

@@ -17,7 +17,7 @@ import msgspec
 from mlxd.cli.describe import allowed, shown
 from mlxd.cli.flags import FLAGS
 from mlxd.cli.yaml_file import read_yaml
-from mlxd.config import ApiKeyConfig, Config
+from mlxd.config import ApiKeyConfig, ChatConfig, Config
 from mlxd.errors import ConfigError
 
 ENV_PREFIX = "MLXD_"
@@ -31,9 +31,6 @@ BOOLEAN_WORDS = {
 
 NOT_AVAILABLE = frozenset(
     {
-        "chat.enable_auto_tool_choice",
-        "chat.tool_call_parser",
-        "chat.reasoning_parser",
         "embeddings.model",
         "mcp.config",
         "limits.rate_limit",
@@ -272,6 +269,7 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
         section, _, name = key.partition(".")
         if getattr(getattr(config, section), name) != getattr(getattr(Config(), section), name):
             yield key, "not available in this version of mlxd"
+    yield from _wrong_parsers(config.chat)
     names = [entry.name for entry in config.limits.api_keys]
     for index, entry in enumerate(config.limits.api_keys):
         if sum(source is not None for source in (entry.key, entry.key_file, entry.key_env)) != 1:
@@ -283,6 +281,23 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
         yield "model.served_names", "names must differ and not be empty"
     if not config.server.host and config.server.unix_socket is None:
         yield "server.host", "must not be empty; 0.0.0.0 is every IPv4 address"
+
+
+def _wrong_parsers(chat: ChatConfig) -> Iterable[tuple[str, str]]:
+    """Names that are no parser's, and automatic tool choice where nobody is to read the calls."""
+    if chat == ChatConfig():
+        return  # without importing the parsers
+    from mlxd.chat import tool_parsers
+    from mlxd.chat.reasoning import formats
+
+    for key, name, known in (
+        ("chat.reasoning_parser", chat.reasoning_parser, formats.names()),
+        ("chat.tool_call_parser", chat.tool_call_parser, (*tool_parsers.names(), formats.NONE)),
+    ):
+        if name is not None and name not in known:
+            yield key, f"{shown(name)} is not allowed{nearest(name, known)} (one of {', '.join(known)})"
+    if chat.enable_auto_tool_choice and chat.tool_call_parser == formats.NONE:
+        yield "chat.enable_auto_tool_choice", "calls must be read, but chat.tool_call_parser is none"
 
 
 def _read_key_file(path: Path, key: str) -> str:

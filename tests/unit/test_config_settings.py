@@ -168,6 +168,20 @@ def test_what_this_version_cannot_do_is_refused_not_ignored(key: str) -> None:
     assert load(None, {}, {key: Reading(default, "server.yaml:1")}) == Config()
 
 
+@pytest.mark.parametrize("key", ["chat.reasoning_parser", "chat.tool_call_parser"])
+def test_parsers_are_known_by_name(key: str) -> None:
+    for name in ("auto", "none", "qwen3"):
+        assert getattr(load(None, {}, {key: flag(name)}).chat, key.partition(".")[2]) == name
+    message = problem(flags={key: flag("quen3")})
+    assert f"{key}: 'quen3' is not allowed; did you mean qwen3? (one of " in message
+
+
+def test_calls_cannot_be_insisted_on_and_left_unread() -> None:
+    insist = {"chat.enable_auto_tool_choice": flag("true")}
+    assert load(None, {}, insist).chat.enable_auto_tool_choice
+    assert "tool_call_parser is none" in problem(flags={**insist, "chat.tool_call_parser": flag("none")})
+
+
 class TestApiKeys:
     def yaml(self, folder: Path, entries: str) -> Path:
         return write(folder, f"limits:\n  api_keys:\n{entries}")

@@ -58,6 +58,7 @@ class ReasoningFormat:
     may_omit_start: bool = False
     always_thinks: bool = False
     repeats: bool = False
+    aliases: tuple[str, ...] = ()
     preserve_special_tokens: bool = False
     """the tags are special tokens, which detokenising must not leave out"""
     tool_parsers: tuple[str, ...] = ()

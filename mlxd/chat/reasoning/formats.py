@@ -12,6 +12,7 @@ from mlxd.chat.reasoning.auto import AutoParser
 from mlxd.chat.reasoning.base import ReasoningFormat, ReasoningParser
 from mlxd.chat.reasoning.gpt_oss import GptOssParser
 from mlxd.chat.reasoning.tagged import TaggedParser
+from mlxd.errors import ConfigError
 from mlxd.text.thinking import ThinkingTags
 
 AUTO, NONE = "auto", "none"
@@ -28,20 +29,22 @@ _THINK = ReasoningFormat(
     closing="\n</think>\n\n",
     make_parser=TaggedParser,
     may_omit_start=True,
+    aliases=("qwen",),
 )
 
 FORMATS: dict[str, ReasoningFormat] = {
     reasoning_format.name: reasoning_format
     for reasoning_format in (
         _THINK,
-        replace(_THINK, name="deepseek_r1", always_thinks=True),
-        replace(_THINK, name="glm4", may_omit_start=False),
+        replace(_THINK, name="deepseek_r1", aliases=("deepseek",), always_thinks=True),
+        replace(_THINK, name="glm4", aliases=("glm45", "glm47"), may_omit_start=False),
         ReasoningFormat(
             name="gpt_oss",
             start="<|channel|>analysis<|message|>",
             end="<|end|>",
             closing="<|end|><|start|>assistant<|channel|>final<|message|>",
             make_parser=_harmony,
+            aliases=("harmony", "openai_gptoss"),
             repeats=True,
             preserve_special_tokens=True,
             tool_parsers=("harmony", "auto"),
@@ -67,12 +70,21 @@ FORMATS: dict[str, ReasoningFormat] = {
 }
 """What API.md calls the reasoning parsers; `auto` and `none` are choices, not formats."""
 
+_BY_NAME = {name: f for f in FORMATS.values() for name in (f.name, *f.aliases)}
 _BY_FIRST_TAG = ("qwen3", "gpt_oss", "gemma4", "mistral")
 
 
 def names() -> tuple[str, ...]:
     """What `chat.reasoning_parser` takes."""
-    return (*FORMATS, AUTO, NONE)
+    return (*_BY_NAME, AUTO, NONE)
+
+
+def get(name: str) -> ReasoningFormat:
+    """The format with that name or alias; ConfigError where there is none."""
+    found = _BY_NAME.get(name)
+    if found is None:
+        raise ConfigError(f"no reasoning parser is called {name!r} (one of {', '.join(names())})")
+    return found
 
 
 def auto_parser(*, has_tools: bool = False, interrupts: tuple[str, ...] = ()) -> ReasoningParser:
