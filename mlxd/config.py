@@ -65,17 +65,29 @@ class ServerConfig(_Section, frozen=True):
     max_pipelined_requests: PositiveInt = 16
     cors_origins: tuple[str, ...] = ()
     """`*` for any"""
+    trusted_proxies: tuple[str, ...] = ()
+    """addresses, networks (CIDR) or `unix`, whose X-Forwarded-For is believed"""
     metrics: bool = False
     access_log: bool = True
 
 
 class ApiKeyConfig(_Section, frozen=True):
-    """One API key. Exactly one of key, key_file and key_env is set."""
+    """One API key and what its holder may do. Exactly one of key, key_file and key_env is set."""
 
     name: str = "default"
     key: str | None = None
     key_file: str | None = None
     key_env: str | None = None
+    rate_limit: NonNegativeInt | None = None
+    """requests a minute; 0 = unlimited, None: limits.rate_limit"""
+    token_rate_limit: NonNegativeInt | None = None
+    """tokens a minute; 0 = unlimited, None: limits.token_rate_limit"""
+    token_quota: PositiveInt | None = None
+    """tokens a day (UTC), as long as the process lives"""
+    priority: int = 0
+    """of its requests; lower runs first. A request's own `priority` is added to it"""
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    """its share beside other clients of the same priority"""
 
 
 class LimitsConfig(_Section, frozen=True):
@@ -83,7 +95,11 @@ class LimitsConfig(_Section, frozen=True):
 
     api_keys: tuple[ApiKeyConfig, ...] = ()
     rate_limit: NonNegativeInt = 0
-    """requests a minute for each client; 0 = unlimited"""
+    """requests a minute for each key or, without keys, address; 0 = unlimited"""
+    token_rate_limit: NonNegativeInt = 0
+    """the same for tokens, prompt and generated ones; 0 = unlimited"""
+    max_tracked_clients: PositiveInt = 10000
+    """addresses whose limits are remembered"""
     timeout_seconds: Seconds = 300.0
     max_choices: PositiveInt = 128
     max_stop_strings: PositiveInt = 16

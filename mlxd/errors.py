@@ -124,7 +124,7 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class RateLimitError(RequestError):
-    """`retry_after` in seconds."""
+    """`retry_after` in seconds; `limit` is what was reached: requests, tokens or quota."""
 
     status = 429
     type = "rate_limit_error"
@@ -135,10 +135,12 @@ class RateLimitError(RequestError):
         message: str,
         retry_after: float,
         *,
+        limit: str = "requests",
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(message, code=code, headers=_retry_after(retry_after) | (headers or {}))
+        self.limit = limit
 
 
 class ClientClosedRequest(RequestError):

@@ -19,6 +19,8 @@ import orjson
 
 ACCESS_LOGGER = "mlxd.access"
 ACCESS_FIELDS = ("client", "method", "path", "status", "bytes", "duration_ms")
+ACCESS_EXTENSION = "mlxd.access_log"
+"""The ASGI extension that holds a dictionary for what the application adds to its request's access line."""
 MASK = "********"
 
 _STANDARD_FIELDS = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "color_message"}

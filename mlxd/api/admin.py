@@ -35,9 +35,18 @@ async def status(request: HTTPRequest, services: Services) -> None:
     await request.respond_json(200, services.engine.status())
 
 
+async def metrics(request: HTTPRequest, services: Services) -> None:
+    """Prometheus's page, in the format that the scraper asks for."""
+    if services.metrics is None:
+        raise NotFoundError("metrics are off; the server's operator can enable them")
+    accept = request.header(b"accept") or b""
+    body, content_type = services.metrics.render(accept.decode("latin-1"))
+    await request.respond(200, body, content_type.encode())
+
+
 async def cancel(request: HTTPRequest, services: Services) -> None:
     """End a running request, by the id in its answer's body or header, or by that of one of its choices."""
-    request_id = request.path_param
-    if not services.active.cancel(request_id, request.client_name) and not services.engine.abort(request_id):
+    request_id, name = request.path_param, request.caller.name
+    if not services.active.cancel(request_id, name) and not services.engine.abort(request_id, name):
         raise NotFoundError(f"no request {request_id[:200]!r} is running")
     await request.respond_json(200, {"id": request_id, "object": "request", "cancelled": True})

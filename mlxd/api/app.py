@@ -17,23 +17,35 @@ from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
 from mlxd.api.cors import Cors
 from mlxd.api.errors import error_response, is_anthropic_path
+from mlxd.api.gate import Gate
 from mlxd.api.generation import ActiveGenerations
 from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
+from mlxd.api.limits import RateLimiter
 from mlxd.api.openai import models
 from mlxd.api.openai.chat import create_chat_completion
 from mlxd.api.openai.completions import create_completion
 from mlxd.api.openapi import OpenApiDocument
+from mlxd.api.proxies import TrustedProxies
 from mlxd.api.router import Router
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Handler, Services
+from mlxd.api.traffic import Traffic
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
-from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError, NotReadyError
+from mlxd.errors import (
+    ClientClosedRequest,
+    HTTPStatusError,
+    InternalError,
+    NotReadyError,
+    RateLimitError,
+)
 
 logger = logging.getLogger("mlxd.api")
 
 PUBLIC_PATHS = frozenset({"/health", "/health/ready", "/metrics", "/openapi.json"})
-"""Never authenticated: load balancers, scrapers and readers of the description have no keys."""
+"""Never authenticated nor limited: load balancers, scrapers and readers of the description have no keys."""
+UNLIMITED_ROUTES = frozenset({"/v1/requests/{id}/cancel"})
+"""POSTs that no rate limit counts: who has reached it may still stop what runs."""
 
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", create_chat_completion),
@@ -47,6 +59,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/health", admin.health),
     ("GET", "/health/ready", admin.ready),
     ("GET", "/v1/status", admin.status),
+    ("GET", "/metrics", admin.metrics),
     ("POST", "/v1/requests/{id}/cancel", admin.cancel),
     ("DELETE", "/v1/requests/{id}", admin.cancel),
 )
@@ -55,9 +68,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 class App:
     """An ASGI 3 callable, for mlxd's own server and any other."""
 
-    def __init__(self, services: Services, keys: ApiKeys, cors: Cors) -> None:
+    def __init__(self, services: Services, gate: Gate, cors: Cors) -> None:
         self._services = services
-        self._keys = keys
+        self._gate = gate
         self._cors = cors
         self._router: Router[Handler] = Router()
         for method, path, handler in ROUTES:
@@ -67,7 +80,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            await self._http(HTTPRequest(scope, receive, send))
+            await self._count(HTTPRequest(scope, receive, send))
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
@@ -91,6 +104,15 @@ class App:
         await self._services.engine.stop(0.0)
         await send({"type": "lifespan.shutdown.complete"})
 
+    async def _count(self, request: HTTPRequest) -> None:
+        traffic = self._services.traffic
+        traffic.num_in_flight += 1
+        try:
+            await self._http(request)
+        finally:
+            traffic.num_in_flight -= 1
+            traffic.count(request)
+
     async def _http(self, request: HTTPRequest) -> None:
         request.response_headers += self._cors.headers(request)
         if is_anthropic_path(request.path):  # whose SDKs look for the id under this name
@@ -108,18 +130,22 @@ class App:
 
     async def _dispatch(self, request: HTTPRequest) -> None:
         match = self._router.match(request.path)
-        request.path_param = match.param
+        request.route, request.path_param = match.route, match.param
         if request.method == "OPTIONS":
             await request.respond_empty(
                 [(b"allow", match.allow.encode()), *self._cors.preflight(request, match.allow)]
             )
             return
         handler = match.handler(request.method)
-        if request.path not in PUBLIC_PATHS:
-            request.client_name = self._keys.authenticate(request)
+        if match.route not in PUBLIC_PATHS:
+            counted = request.method == "POST" and match.route not in UNLIMITED_ROUTES
+            self._gate.admit(request, counted=counted)
         await handler(request, self._services)
 
     async def _answer_error(self, request: HTTPRequest, error: HTTPStatusError) -> None:
+        request.access["error"] = error.code or error.type
+        if isinstance(error, RateLimitError):
+            self._services.traffic.rate_limited[error.limit] += 1
         if request.client_gone:
             logger.info(
                 "client left",
@@ -144,20 +170,34 @@ def create_app(
     *,
     environ: Mapping[str, str] = os.environ,
     now: Callable[[], float] = time.time,
+    clock: Callable[[], float] = time.monotonic,
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
 ) -> App:
     """The app over `engine`, which its lifespan starts and stops.
 
     Raises:
-        ConfigError: an API key cannot be read.
+        ConfigError: an API key cannot be read, or a trusted proxy is none.
     """
+    traffic = Traffic()
+    metrics = None
+    if config.server.metrics:
+        from mlxd.api.metrics import MetricsPage  # prometheus_client takes 0.1 s to import
+
+        metrics = MetricsPage(engine, traffic)
     services = Services(
         config=config,
         engine=engine,
         model=ServedModel(config.model, engine, created=int(now()), chat=config.chat),
         decoder=BodyDecoder(config.server.max_json_depth, logger),
         active=ActiveGenerations(),
+        traffic=traffic,
+        metrics=metrics,
         now=now,
         new_id=new_id,
     )
-    return App(services, ApiKeys.load(config.limits.api_keys, environ), Cors(config.server.cors_origins))
+    gate = Gate(
+        ApiKeys.load(config.limits.api_keys, environ),
+        TrustedProxies(config.server.trusted_proxies),
+        RateLimiter(config.limits, clock, now),
+    )
+    return App(services, gate, Cors(config.server.cors_origins))

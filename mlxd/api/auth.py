@@ -15,11 +15,11 @@ from mlxd.errors import AuthenticationError, ConfigError
 
 
 class ApiKeys:
-    """The accepted keys, each with a name. Without keys everybody is let in."""
+    """The accepted keys, each with its entry of the configuration. Without keys everybody is let in."""
 
     __slots__ = ("_keys",)
 
-    def __init__(self, keys: Sequence[tuple[str, bytes]]) -> None:
+    def __init__(self, keys: Sequence[tuple[ApiKeyConfig, bytes]]) -> None:
         self._keys = tuple(keys)
 
     @classmethod
@@ -30,40 +30,41 @@ class ApiKeys:
             ConfigError: a key that is nowhere, unreadable or empty.
         """
         return cls(
-            [
-                (config.name, _secret(config, f"limits.api_keys[{i}]", environ))
-                for i, config in enumerate(configs)
-            ]
+            [(config, _secret(config, f"limits.api_keys[{i}]", environ)) for i, config in enumerate(configs)]
         )
 
-    def authenticate(self, request: HTTPRequest) -> str | None:
-        """The name of the key that the request shows, as Bearer token or x-api-key; None when none is needed.
+    def authenticate(self, request: HTTPRequest) -> ApiKeyConfig | None:
+        """The key that the request shows, as Bearer token or x-api-key; None when none is needed.
+
+        SDKs that were given two keys send both; one of them has to be right.
 
         Raises:
             AuthenticationError: no key, or a wrong one.
         """
         if not self._keys:
             return None
-        shown = _shown_key(request)
-        if shown is None:
+        shown = _shown_keys(request)
+        if not shown:
             raise AuthenticationError(
                 "no API key: send `Authorization: Bearer KEY` or `x-api-key: KEY`",
                 headers={"www-authenticate": "Bearer"},
             )
         # All keys are compared, each in constant time, so that the answer's timing says nothing.
-        names = [name for name, key in self._keys if hmac.compare_digest(shown, key)]
-        if not names:
+        found = [config for key in shown for config, secret in self._keys if hmac.compare_digest(key, secret)]
+        if not found:
             raise AuthenticationError("the API key is wrong", headers={"www-authenticate": "Bearer"})
-        return names[0]
+        return found[0]
 
 
-def _shown_key(request: HTTPRequest) -> bytes | None:
-    authorization = request.header(b"authorization")
-    if authorization is not None:
-        scheme, _, token = authorization.partition(b" ")
-        if scheme.lower() == b"bearer":
-            return token.strip()
-    return request.header(b"x-api-key")
+def _shown_keys(request: HTTPRequest) -> list[bytes]:
+    shown = []
+    scheme, _, token = (request.header(b"authorization") or b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        shown.append(token.strip())
+    key = request.header(b"x-api-key")
+    if key is not None:
+        shown.append(key)
+    return shown
 
 
 def _secret(config: ApiKeyConfig, where: str, environ: Mapping[str, str]) -> bytes:

@@ -10,6 +10,18 @@ from collections.abc import Sequence
 from mlxd.api.http import Headers, HTTPRequest
 
 PREFLIGHT_MAX_AGE_SECONDS = 600
+EXPOSED = b", ".join(
+    [
+        b"x-request-id",
+        b"retry-after",
+        *(
+            f"x-ratelimit-{what}-{unit}".encode()
+            for unit in ("requests", "tokens")
+            for what in ("limit", "remaining", "reset")
+        ),
+    ]
+)
+"""What a page may read of an answer beside its body."""
 
 
 class Cors:
@@ -26,7 +38,7 @@ class Cors:
         if self._any:
             return [
                 (b"access-control-allow-origin", b"*"),
-                (b"access-control-expose-headers", b"x-request-id"),
+                (b"access-control-expose-headers", EXPOSED),
             ]
         if not self._origins:
             return []
@@ -35,7 +47,7 @@ class Cors:
         if origin in self._origins:
             headers += [
                 (b"access-control-allow-origin", origin),
-                (b"access-control-expose-headers", b"x-request-id"),
+                (b"access-control-expose-headers", EXPOSED),
             ]
         return headers
 

@@ -19,15 +19,19 @@ from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError
 
 logger = logging.getLogger("mlxd.api")
 
+_BADNESS = ["", *(reason.value for reason in FinishReason)]
+"""Of several sequences, the one that ended worst says how the request did."""
+
 
 class Generation:
     """Watches over an output stream, and its client, while an answer is made of it.
 
     An async context manager. What ends it early is kept in `cause`, and the stream cancelled, which then
-    ends by itself. On leaving, what still runs is aborted.
+    ends by itself. On leaving, what still runs is aborted. It charges the caller for what is generated, and
+    notes for the access line how it went.
     """
 
-    __slots__ = ("_active", "_request", "_watcher", "cause", "response_id", "stream")
+    __slots__ = ("_active", "_num_charged", "_request", "_watcher", "cause", "response_id", "stream")
 
     def __init__(
         self,
@@ -41,6 +45,7 @@ class Generation:
         self.cause: HTTPStatusError | None = None
         self._request = request
         self._active = active
+        self._num_charged = 0
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -50,13 +55,33 @@ class Generation:
 
     @property
     def client_name(self) -> str | None:
-        return self._request.client_name
+        return self._request.caller.name
 
     def end(self, cause: HTTPStatusError) -> None:
         """End it early. The first cause counts."""
         if self.cause is None:
             self.cause = cause
+            self._request.access["finish_reason"] = FinishReason.ABORT.value
             self.stream.cancel()
+
+    def note(self, outputs: list[RequestOutput]) -> HTTPStatusError | None:
+        """Charge what came since the last call. Returns why one of `outputs` failed, if one did."""
+        self._charge()
+        failure = None
+        for output in outputs:
+            reason = output.finish_reason
+            if reason is not None:
+                known = self._request.access.get("finish_reason", "")
+                self._request.access["finish_reason"] = max(known, reason.value, key=_BADNESS.index)
+                failure = failure or output_error(output)
+        return failure
+
+    def _charge(self) -> None:
+        num_tokens = self.stream.num_tokens
+        if num_tokens > self._num_charged:
+            self._request.caller.account.take_tokens(num_tokens - self._num_charged)
+            self._num_charged = num_tokens
+        self._request.access["completion_tokens"] = num_tokens
 
     async def __aenter__(self) -> Generation:
         self._watcher = asyncio.get_running_loop().create_task(self._watch_client())
@@ -70,6 +95,7 @@ class Generation:
         if self._watcher is not None:
             self._watcher.cancel()
         self.stream.cancel()
+        self._charge()
 
     async def _watch_client(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
@@ -165,6 +191,8 @@ async def stream_answer(request: HTTPRequest, generation: Generation, frames: Fr
             error = InternalError(f"internal error; request id {request.request_id}")
         if request.client_gone:
             raise ClientClosedRequest("the client left")
+        if error is not None:
+            request.access["error"] = error.code or error.type
         await request.send_chunk(frames.end() if error is None else frames.failure(error), more=False)
 
 
@@ -180,9 +208,9 @@ async def _send_frames(
         chunk = frames.render(outputs)
         if chunk:
             await request.send_chunk(chunk)
-        for output in outputs:
-            if output.finish_reason is not None and (error := output_error(output)) is not None:
-                return error
+        error = generation.note(outputs)
+        if error is not None:
+            return error
     return generation.cause
 
 
@@ -215,6 +243,9 @@ async def gather_outputs(generation: Generation, num_sequences: int) -> list[Req
     texts: list[list[str]] = [[] for _ in range(num_sequences)]
     async with generation:
         async for outputs in generation.stream:
+            error = generation.note(outputs)
+            if error is not None:
+                raise generation.cause or error
             for output in outputs:
                 # Joined at the end: adding to a long string again and again would be quadratic.
                 texts[output.index].append(output.text)
@@ -222,8 +253,6 @@ async def gather_outputs(generation: Generation, num_sequences: int) -> list[Req
                 whole = gathered.setdefault(output.index, output)
                 if whole is not output:
                     whole.absorb(output)
-                if output.finish_reason is not None and (error := output_error(output)) is not None:
-                    raise generation.cause or error
         if generation.cause is not None:
             raise generation.cause
     for index, output in gathered.items():

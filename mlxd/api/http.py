@@ -8,16 +8,18 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, TypedDict
 
 import orjson
 
+from mlxd.api.caller import NOBODY, Caller
 from mlxd.errors import (
     ClientClosedRequest,
     InvalidRequestError,
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+from mlxd.log import ACCESS_EXTENSION
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -32,6 +34,20 @@ EVENT_STREAM_HEADERS: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 
+
+class AccessFields(TypedDict, total=False):
+    """What the application adds to a request's access line."""
+
+    client: str
+    """in place of the connection's other end: whom a trusted proxy named"""
+    key: str
+    prompt_tokens: int
+    completion_tokens: int
+    finish_reason: str
+    error: str
+    """an error's code, also of one that came after the status"""
+
+
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _REQUEST_ID_HEADERS = (b"x-request-id", b"x-olla-request-id")
 
@@ -39,22 +55,27 @@ _REQUEST_ID_HEADERS = (b"x-request-id", b"x-olla-request-id")
 class HTTPRequest:
     """A request with the means to answer it once.
 
-    `path_param` is the part of the path that the route left open. `client_name` is whose key was shown
-    (None without authentication). Writing to a client that has left raises `ClientClosedRequest`.
+    `peer` is the address of the connection's other end (None on a Unix socket), `caller` who asks. `route` is
+    the path as the route has it, `path_param` the part that it left open. `status` is that of the response,
+    once it has started. Writing to a client that has left raises `ClientClosedRequest`.
     """
 
     __slots__ = (
         "_headers",
         "_receive",
         "_send",
+        "access",
+        "caller",
         "client_gone",
-        "client_name",
         "method",
         "path",
         "path_param",
+        "peer",
         "request_id",
+        "response_complete",
         "response_headers",
-        "response_started",
+        "route",
+        "status",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -63,10 +84,15 @@ class HTTPRequest:
         self._send = send
         self.method: str = scope["method"]
         self.path: str = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        self.route = ""
         self.path_param = ""
-        self.client_name: str | None = None
+        client = scope.get("client")
+        self.peer: str | None = client[0] if client else None
+        self.caller: Caller = NOBODY
+        self.access: AccessFields = scope.get("extensions", {}).get(ACCESS_EXTENSION, {})
         self.client_gone = False
-        self.response_started = False
+        self.status = 0
+        self.response_complete = False
         self.request_id = self._choose_request_id()
         self.response_headers: Headers = [(b"x-request-id", self.request_id.encode())]
 
@@ -76,6 +102,14 @@ class HTTPRequest:
             if key == name:
                 return value
         return None
+
+    def header_values(self, name: bytes) -> list[bytes]:
+        """All headers of that (lower-case) name, in their order."""
+        return [value for key, value in self._headers if key == name]
+
+    @property
+    def response_started(self) -> bool:
+        return self.status != 0
 
     def _choose_request_id(self) -> str:
         for name in _REQUEST_ID_HEADERS:
@@ -157,15 +191,16 @@ class HTTPRequest:
         except OSError as error:  # ASGI 2.4: what send() raises once the client has left
             self.client_gone = True
             raise ClientClosedRequest("the client left") from error
+        self.response_complete = not more
 
     async def _start(self, status: int, headers: Headers) -> None:
-        self.response_started = True
+        self.status = status
         try:
             await self._send(
                 {
                     "type": "http.response.start",
                     "status": status,
-                    "headers": [*headers, *self.response_headers],
+                    "headers": [*headers, *self.response_headers, *self.caller.account.headers()],
                 }
             )
         except OSError as error:

@@ -16,9 +16,10 @@ H = TypeVar("H")
 
 @dataclass(frozen=True, slots=True)
 class Match(Generic[H]):
-    """The handlers of a path by method, and what stood in the place of its parameter."""
+    """The handlers of a path by method, the path as added, and what stood in the place of its parameter."""
 
     handlers: Mapping[str, H]
+    route: str
     param: str
 
     @property
@@ -48,14 +49,15 @@ class Router(Generic[H]):
 
     def __init__(self) -> None:
         self._fixed: dict[str, dict[str, H]] = {}
-        self._open: dict[tuple[str, str], dict[str, H]] = {}
+        self._open: dict[str, tuple[str, str, dict[str, H]]] = {}
+        """by path as added: what stands before and after its parameter"""
 
     def add(self, method: str, path: str, handler: H) -> None:
         """`path` may hold one `{name}`. Of several open paths that fit, the one added first wins."""
         prefix, brace, rest = path.partition("{")
         if brace:
             suffix = rest.partition("}")[2]
-            self._open.setdefault((prefix, suffix), {})[method] = handler
+            self._open.setdefault(path, (prefix, suffix, {}))[2][method] = handler
         else:
             self._fixed.setdefault(path, {})[method] = handler
 
@@ -65,11 +67,12 @@ class Router(Generic[H]):
         Raises:
             NotFoundError: there is none.
         """
-        handlers = self._fixed.get(path) or self._fixed.get(path.removesuffix("/"))
-        if handlers is not None:
-            return Match(handlers, "")
-        for (prefix, suffix), handlers in self._open.items():
+        for route in (path, path.removesuffix("/")):
+            handlers = self._fixed.get(route)
+            if handlers is not None:
+                return Match(handlers, route, "")
+        for route, (prefix, suffix, handlers) in self._open.items():
             param = path[len(prefix) : len(path) - len(suffix)]
             if param and path.startswith(prefix) and path.endswith(suffix):
-                return Match(handlers, param)
+                return Match(handlers, route, param)
         raise NotFoundError(f"no such path: {path[:200]}")

@@ -7,17 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
 from mlxd.api.body import BodyDecoder
+from mlxd.api.caller import Caller
 from mlxd.api.generation import ActiveGenerations, Generation
 from mlxd.api.http import HTTPRequest
 from mlxd.api.served_model import ServedModel
+from mlxd.api.traffic import Traffic
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
+from mlxd.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from mlxd.api.metrics import MetricsPage
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -31,6 +37,9 @@ class Services:
     model: ServedModel
     decoder: BodyDecoder
     active: ActiveGenerations
+    traffic: Traffic
+    metrics: MetricsPage | None
+    """None where they are off"""
     now: Callable[[], float]
     new_id: Callable[[], str]
 
@@ -42,8 +51,35 @@ class Services:
     def submit(
         self, request: HTTPRequest, response_id: str, sequences: list[GenerationRequest]
     ) -> Generation:
-        """Hand the sequences to the engine; raises what Engine.submit does."""
-        return Generation(response_id, self.engine.submit(sequences), request, self.active)
+        """Hand the sequences to the engine, as the caller's and at the caller's expense.
+
+        Raises what Engine.submit does, and:
+            RateLimitError: the prompts are more than the caller may have read now.
+            InvalidRequestError: a priority that would pass those of the caller's key.
+        """
+        caller = request.caller
+        # Choices of one prompt share its list, and `usage` too counts it once.
+        prompts = {id(sequence.prompt_token_ids): len(sequence.prompt_token_ids) for sequence in sequences}
+        num_prompt_tokens = sum(prompts.values())
+        caller.account.check_tokens(num_prompt_tokens)
+        if caller.name is not None and sequences[0].priority < 0:
+            raise InvalidRequestError(
+                "priority: 0 is the most urgent that this key allows; higher values run later",
+                param="priority",
+            )
+        stream = self.engine.submit([_of_caller(sequence, caller) for sequence in sequences])
+        caller.account.take_tokens(num_prompt_tokens)
+        request.access["prompt_tokens"] = num_prompt_tokens
+        return Generation(response_id, stream, request, self.active)
+
+
+def _of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest:
+    return msgspec.structs.replace(
+        sequence,
+        client=caller.client,
+        weight=caller.weight,
+        priority=sequence.priority + caller.priority,
+    )
 
 
 Handler = Callable[[HTTPRequest, Services], Awaitable[None]]

@@ -33,8 +33,6 @@ NOT_AVAILABLE = frozenset(
     {
         "embeddings.model",
         "mcp.config",
-        "limits.rate_limit",
-        "server.metrics",
     }
 )
 """Keys that this version knows and cannot honour: anything but their default is refused, never ignored."""
@@ -279,6 +277,13 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
     served = config.model.served_names
     if not all(served) or len(set(served)) < len(served):
         yield "model.served_names", "names must differ and not be empty"
+    if config.server.trusted_proxies:
+        from mlxd.api.proxies import TrustedProxies  # imports more than most commands need
+
+        try:
+            TrustedProxies(config.server.trusted_proxies)
+        except ConfigError as error:
+            yield "server.trusted_proxies", str(error)
     if not config.server.host and config.server.unix_socket is None:
         yield "server.host", "must not be empty; 0.0.0.0 is every IPv4 address"
 

@@ -172,10 +172,17 @@ class Engine:
         self._pump_soon()
         return stream
 
-    def abort(self, request_id: str) -> bool:
-        """End the request `request_id` and the choices `request_id-…`; False when there is none."""
+    def abort(self, request_id: str, client: str | None = None) -> bool:
+        """End the request `request_id` and the choices `request_id-…`, of `client` or, if None, of anybody.
+
+        False when there is none.
+        """
         prefix = request_id + "-"
-        found = [r for key, r in self._requests.items() if key == request_id or key.startswith(prefix)]
+        found = [
+            request
+            for key, request in self._requests.items()
+            if (key == request_id or key.startswith(prefix)) and client in (None, request.params.client)
+        ]
         for request in found:
             self._end_early(request, FinishReason.ABORT, None)
         return bool(found)

@@ -55,7 +55,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FinishReason(enum.StrEnum):
-    """Why a request ended; each dialect has its own words for these."""
+    """Why a request ended, from good to bad; each dialect has its own words for these."""
 
     STOP = "stop"
     LENGTH = "length"

@@ -23,7 +23,16 @@ class OutputStream:
     the outputs of one request merged, so that what is kept for it is at most its text and tokens.
     """
 
-    __slots__ = ("_loop", "_num_open", "_on_cancel", "_on_drained", "_ready", "_waiter", "num_unread_tokens")
+    __slots__ = (
+        "_loop",
+        "_num_open",
+        "_num_read_tokens",
+        "_on_cancel",
+        "_on_drained",
+        "_ready",
+        "_waiter",
+        "num_unread_tokens",
+    )
 
     def __init__(
         self,
@@ -40,6 +49,12 @@ class OutputStream:
         self._ready: list[RequestOutput] = []
         self._waiter: asyncio.Future[None] | None = None
         self.num_unread_tokens = 0
+        self._num_read_tokens = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all requests so far."""
+        return self._num_read_tokens + self.num_unread_tokens
 
     @property
     def is_finished(self) -> bool:
@@ -88,6 +103,7 @@ class OutputStream:
             await self._waiter
         ready, self._ready = self._ready, []
         backlogged = self.is_backlogged
+        self._num_read_tokens += self.num_unread_tokens
         self.num_unread_tokens = 0
         if backlogged:
             self._on_drained(self)

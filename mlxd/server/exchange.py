@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from mlxd.errors import HTTPStatusError, InternalError, NotReadyError
+from mlxd.log import ACCESS_EXTENSION
 from mlxd.server.asgi import ClientDisconnected, Message, Scope
 from mlxd.server.responses import CONTINUE, SERVER_LINE, error_response, sane_request_id, status_line
 
@@ -377,6 +378,7 @@ class Exchange:
             "bytes": self.response_bytes,
             "duration_ms": round((self.context.clock() - self._start_time) * 1000, 3),
             "request_id": self.request_id,
+            **self.scope["extensions"][ACCESS_EXTENSION],
         }
         log_access(access_log, fields)
 

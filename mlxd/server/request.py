@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 from mlxd.config import ServerConfig
 from mlxd.errors import PayloadTooLargeError
+from mlxd.log import ACCESS_EXTENSION
 from mlxd.server.asgi import ASGI_VERSIONS, Scope
 from mlxd.server.responses import RefusedRequest
 
@@ -150,7 +151,7 @@ class RequestHead:
             "client": client,
             "server": server,
             "state": state,
-            "extensions": {},
+            "extensions": {ACCESS_EXTENSION: {}},
         }
 
     def without_upgrade(self) -> bytes:

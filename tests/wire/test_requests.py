@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from mlxd.log import ACCESS_EXTENSION
 from tests.wire.harness import (
     DATE,
     SERVER,
@@ -44,7 +45,7 @@ async def test_scope(split: Split) -> None:
         "client": ("10.0.0.9", 4242),
         "server": ("10.0.0.1", 8000),
         "state": {"engine": "e"},
-        "extensions": {},
+        "extensions": {ACCESS_EXTENSION: {}},
     }
     assert scope["state"] is not wire.context.state
     await wire.end()

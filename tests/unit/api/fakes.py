@@ -204,8 +204,12 @@ class FakeEngine:
         self.held = False
         self._turn()
 
-    def abort(self, request_id: str) -> bool:
-        found = [key for key in self._open if key == request_id or key.startswith(request_id + "-")]
+    def abort(self, request_id: str, client: str | None = None) -> bool:
+        found = [
+            key
+            for key, (_, _, request) in self._open.items()
+            if (key == request_id or key.startswith(request_id + "-")) and client in (None, request.client)
+        ]
         for key in found:
             self._abort(key, None)
         return bool(found)

@@ -1,0 +1,34 @@
+"""Who asks: the client that a request is counted for, and what it may do.
+
+It does not know how that was found out (gate.py does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxd.api.limits import UNLIMITED, Account
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A client. `name` is its key's, None where no key is needed; `address` is where it
+    asks from, an IPv6 network where that is not IPv4.
+
+    Its requests run with `priority` (lower first) or a less urgent one, and share the worker with those of
+    others in proportion to `weight`.
+    """
+
+    name: str | None = None
+    address: str = ""
+    priority: int = 0
+    weight: float = 1.0
+    account: Account = UNLIMITED
+
+    @property
+    def client(self) -> str:
+        """By which the engine tells clients apart."""
+        return self.address if self.name is None else self.name
+
+
+NOBODY = Caller()
