@@ -60,7 +60,7 @@ def loaded(array: shim.Array) -> Floats:
 @functools.cache
 def compiled(kernel: KernelSource, dialect: Dialect, dtype: str, folder: Path) -> shim.ShimKernel:
     def kind(name: str) -> str:
-        if name in INTEGERS or name in ("done", "written"):
+        if name in INTEGERS:
             return "int32"
         return "float32" if name in ("parts", "stats") else NUMPY[dtype]
 
@@ -93,6 +93,7 @@ def run_decode(
     arrays["out"] = stored(poison, shape.dtype)
     arrays["parts"] = np.full((num_rows, shape.num_heads, splits, shape.value_dim), np.nan, dtype=np.float32)
     arrays["stats"] = np.full((num_rows, shape.num_heads, splits, 2), np.nan, dtype=np.float32)
+    arrays["after"] = arrays["sinks"]
     arrays["num_splits"] = np.array([splits], dtype=np.int32)
     kernel = compiled(
         decode_source(shape, tile, dialect, write=write, split=splits > 1), dialect, shape.dtype, folder
@@ -208,14 +209,14 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
     shape = attention_shape(**changes)
     case = make_case(shape, [7, 40, 16])
     arrays = case_arrays(case, written=False)
-    done = np.zeros(1, dtype=np.int32)
+    done = stored(np.zeros(1, dtype=np.float32), shape.dtype)
     larger = max(shape.key_dim, shape.value_dim)
     threads = 8
 
     write = compiled(write_source(shape, dialect), dialect, shape.dtype, folder)
     groups = mover_groups(shape, larger * shape.num_kv_heads, threads)
-    write(arrays | {"done": done}, (groups, 1, len(case.context_lens)), threads)
-    assert done[0] == 1
+    write(arrays | {"done": done, "after": done}, (groups, 1, len(case.context_lens)), threads)
+    assert loaded(done)[0] == 1
     pools = case.pools_after_write()
     for name, pool in zip(("key_pool", "value_pool"), pools, strict=True):
         np.testing.assert_array_equal(loaded(arrays[name]), pool)
@@ -227,7 +228,7 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
         "values": stored(np.full((2, padded, shape.value_dim), np.nan, dtype=np.float32), shape.dtype),
         "block_tables": case.block_tables[start : start + 3].copy(),
         "lengths": np.array([length, padded], dtype=np.int32),
-        "written": done,
+        "after": done,
     }
     gather = compiled(gather_source(shape, dialect), dialect, shape.dtype, folder)
     gather(arrays | sequence, (mover_groups(shape, larger, threads), 2, padded), threads)
@@ -240,7 +241,7 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
 
     unused = sorted(set(range(len(pools[0]))) - set(case.block_tables.tolist()))
     pairs = np.stack([case.block_tables[start : start + 2], unused[:2]], axis=1)
-    copied = {"pairs": pairs.astype(np.int32), "written": done, "done": done}
+    copied = {"pairs": pairs.astype(np.int32), "after": done, "done": done}
     copy = compiled(copy_source(shape, dialect), dialect, shape.dtype, folder)
     groups = mover_groups(shape, larger * shape.num_kv_heads * 16, threads)
     copy(arrays | copied, (groups, 1, len(pairs)), threads)

@@ -46,7 +46,7 @@ def decode_source(
 ) -> KernelSource:
     """Attention of rows with one query each (text/decode.h)."""
     inputs = ["queries", "context_lens", "table_starts", "block_tables", "key_pool", "value_pool"]
-    inputs += ["keys", "values"] * write + ["sinks"] * shape.sinks
+    inputs += [*["keys", "values"] * write, *["sinks"] * shape.sinks, "after"]
     natural = math.log2(math.e)
     constants: dict[str, int | float] = {
         **_sizes(shape),
@@ -76,19 +76,19 @@ def merge_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
 
 def write_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """A step's keys and values go to the pool (text/write.h)."""
-    inputs = ["keys", "values", "slot_mapping", "key_pool", "value_pool"]
+    inputs = ["keys", "values", "slot_mapping", "key_pool", "value_pool", "after"]
     return _assemble("write", shape, dialect, inputs, ["done"], _mover(shape))
 
 
 def gather_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """One sequence out of the pool (text/gather.h)."""
-    inputs = ["key_pool", "value_pool", "block_tables", "lengths", "written"]
+    inputs = ["key_pool", "value_pool", "block_tables", "lengths", "after"]
     return _assemble("gather", shape, dialect, inputs, ["keys", "values"], _mover(shape))
 
 
 def copy_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """Whole blocks, copied in place (text/copy.h)."""
-    inputs = ["pairs", "key_pool", "value_pool", "written"]
+    inputs = ["pairs", "key_pool", "value_pool", "after"]
     return _assemble("copy", shape, dialect, inputs, ["done"], _mover(shape))
 
 

@@ -3,7 +3,7 @@
 // One thread moves one vector of a key and one of a value. Given in front: T, NUM_KV_HEADS, KEY_DIM, VALUE_DIM,
 // BLOCK_SIZE, VECTOR (elements a load, of both dims).
 // Inputs: pairs int32 [P, 2], source and destination; key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE,
-// dim]; written, anything that must be computed before. Output: done int32 [1], for others to wait for.
+// dim]; after, anything that must be computed before. Output: done T [1], for others to come after.
 // No block may be both a source and a destination.
 // Grid: x = vector of a block's larger dim, z = pair.
 
@@ -22,5 +22,5 @@ if (piece < VALUE_PIECES) {
       ((const DEVICE Pack<T, VECTOR>*)value_pool)[from * VALUE_PIECES + piece];
 }
 if (piece == 0 && group_z == 0) {
-  done[0] = 1;
+  done[0] = T(1.0f);
 }

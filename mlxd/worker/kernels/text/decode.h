@@ -16,7 +16,8 @@
 // simdgroup), SETS, KEY_SIMDGROUPS, SCORE_SCALE, SOFTCAP (0: none); the macros WRITE, SPLIT and SINKS, 0 or 1.
 // Inputs: queries T [N, NUM_HEADS, KEY_DIM]; context_lens, table_starts int32 [N]; block_tables int32, row
 // n's from table_starts[n]; key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; with WRITE keys,
-// values T [N, NUM_KV_HEADS, dim], the step's own; with SINKS sinks T [NUM_HEADS].
+// values T [N, NUM_KV_HEADS, dim], the step's own; with SINKS sinks T [NUM_HEADS]; after, anything that must
+// be computed before.
 // Outputs: out T [N, NUM_HEADS, VALUE_DIM], or with SPLIT parts float32 [N, NUM_HEADS, splits, VALUE_DIM],
 // not yet divided by their sums, and stats float32 [N, NUM_HEADS, splits, 2], top and sum.
 // With WRITE, row n's key and value at position context_lens[n] - 1 come from keys and values and are

@@ -3,7 +3,7 @@
 // One thread moves one vector of a key and one of a value. Given in front: T, NUM_KV_HEADS, KEY_DIM, VALUE_DIM,
 // BLOCK_SIZE, VECTOR (elements a load, of both dims).
 // Inputs: key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; block_tables int32 [S / BLOCK_SIZE,
-// rounded up]; lengths int32 [2], the tokens to copy and S; written, anything that must be computed before.
+// rounded up]; lengths int32 [2], the tokens to copy and S; after, anything that must be computed before.
 // Outputs: keys, values T [NUM_KV_HEADS, S, dim], 0 where no token is.
 // Grid: x = vector of a token's larger dim, y = head, z = token.
 

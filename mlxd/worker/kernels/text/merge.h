@@ -9,12 +9,11 @@ constexpr int ELEMENTS = (VALUE_DIM + 31) / 32;
 
 const int splits = num_splits[0];
 const long row_head = (long)group_z * NUM_HEADS + group_x;
-const DEVICE float* own_stats = stats + row_head * splits * 2;
-const DEVICE float* own_parts = parts + row_head * splits * VALUE_DIM;
+const long first = row_head * splits;
 
 float largest = LOWEST;
 for (int s = lane; s < splits; s += 32) {
-  largest = MAX(largest, own_stats[s * 2]);
+  largest = MAX(largest, stats[(first + s) * 2]);
 }
 #pragma unroll
 for (int mask = 16; mask > 0; mask /= 2) {
@@ -33,13 +32,13 @@ for (int i = 0; i < ELEMENTS; i++) {
 }
 #pragma unroll 4
 for (int s = 0; s < splits; s++) {
-  const float shrink = EXP2(own_stats[s * 2] - largest);
-  total += own_stats[s * 2 + 1] * shrink;
+  const float shrink = EXP2(stats[(first + s) * 2] - largest);
+  total += stats[(first + s) * 2 + 1] * shrink;
   #pragma unroll
   for (int i = 0; i < ELEMENTS; i++) {
     const int d = i * 32 + lane;
     if (d < VALUE_DIM) {
-      element[i] += own_parts[s * VALUE_DIM + d] * shrink;
+      element[i] += parts[(first + s) * VALUE_DIM + d] * shrink;
     }
   }
 }

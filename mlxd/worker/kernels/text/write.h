@@ -3,7 +3,8 @@
 // One thread moves one vector of a key and one of a value. Given in front: T, NUM_KV_HEADS, KEY_DIM, VALUE_DIM,
 // BLOCK_SIZE, VECTOR (elements a load, of both dims).
 // Inputs: keys, values T [N, NUM_KV_HEADS, dim]; slot_mapping int32 [N], block * BLOCK_SIZE + place; key_pool,
-// value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]. Output: done int32 [1], for others to wait for.
+// value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; after, anything that must be computed before.
+// Output: done T [1], for others to come after.
 // Grid: x = vector of a token's larger dim times heads, z = token.
 
 constexpr int KEY_PIECES = KEY_DIM / VECTOR;
@@ -28,5 +29,5 @@ if (head < NUM_KV_HEADS) {
   }
 }
 if (index == 0 && token == 0) {
-  done[0] = 1;
+  done[0] = T(1.0f);
 }
