@@ -84,9 +84,10 @@ class OpenApiDocument:
 
     def describe(self) -> dict[str, Any]:
         """The document, in OpenAPI 3.1, whose schemas are JSON Schema's own."""
-        types = {openai.ErrorResponse, anthropic.MessageErrorResponse}
+        types: set[type] = {openai.ErrorResponse, anthropic.MessageErrorResponse}
         for operation in OPERATIONS.values():
-            types |= {operation.request, operation.response, operation.unready} - {None}
+            named = (operation.request, operation.response, operation.unready)
+            types.update(type_ for type_ in named if type_ is not None)
         ordered = sorted(types, key=lambda type_: type_.__name__)
         references, components = msgspec.json.schema_components(ordered, ref_template=_REFERENCE)
         schemas = dict(zip(ordered, references, strict=True))

@@ -65,12 +65,15 @@ async def encode_conversation(
     tool_choice: Any = None,
     parallel_tool_calls: bool | None = None,
     thinking_token_budget: int | None = None,
+    insists_on_budget: bool = True,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     add_special_tokens: bool = False,
     kwargs: Mapping[str, Any],
 ) -> ChatPrompt:
     """Render and tokenise. A template writes the special tokens itself, so none are added unless asked for.
+
+    Where nobody knows how the model thinks, a budget is an error, or moot if the request does not insist.
 
     Raises:
         InvalidRequestError: the tools or the choice are wrong, the template has no room for this
@@ -92,6 +95,8 @@ async def encode_conversation(
     except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
         raise InvalidRequestError("messages: nested too deeply", param="messages") from error
     [token_ids] = await model.encode([rendered.text], add_special_tokens=add_special_tokens)
+    if rendered.answer.thinking_tags is None and not insists_on_budget:
+        thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
     return ChatPrompt(rendered.text, token_ids, rendered.answer, thinking)
 

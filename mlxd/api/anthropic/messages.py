@@ -11,18 +11,25 @@ from mlxd.api.anthropic.blocks import BlockSplitter, ThinkingDisplay, whole_bloc
 from mlxd.api.anthropic.conversation import continues_answer, marks_cache_points, template_messages
 from mlxd.api.anthropic.frames import MessageFrames
 from mlxd.api.anthropic.message import MessageHead
-from mlxd.api.anthropic.schema import CountTokensRequest, MessageFields, MessagesRequest, Thinking
-from mlxd.api.anthropic.tools import openai_tool_choice, openai_tools
+from mlxd.api.anthropic.schema import (
+    CountTokensRequest,
+    MessageFields,
+    MessagesRequest,
+    OutputConfig,
+    Thinking,
+)
+from mlxd.api.anthropic.tools import openai_tool_choice, openai_tools, tools_named_as_here
 from mlxd.api.generation import gather_outputs, stream_answer
 from mlxd.api.http import HTTPRequest
 from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
 from mlxd.api.services import Services
-from mlxd.chat.pipeline import OutputPipeline
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 
 _REFUSED = ("container", "mcp_servers", "output_format")
 """Fields whose every value but null and empty asks for what this server cannot do."""
+
+_EFFORTS = {"xhigh": "high", "max": "high"}
 
 
 async def create_message(request: HTTPRequest, services: Services) -> None:
@@ -47,6 +54,8 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
         timeout_seconds=config.limits.timeout_seconds,
     )
     prompt = await _encode(fields, services)
+    plan = prompt.plan(plan)
+    [pipeline] = prompt.pipelines(1, services.new_id)
     head = MessageHead(
         id=f"msg_{services.new_id()}",
         request_id=request.request_id,
@@ -63,7 +72,6 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
             f"(and max_tokens: {fields.max_tokens})",
             param="messages",
         ) from error
-    pipeline = OutputPipeline()
     splitter = BlockSplitter(_thinking_display(fields.thinking))
     if fields.stream:
         await stream_answer(request, generation, MessageFrames(head, pipeline, splitter))
@@ -87,27 +95,33 @@ async def count_tokens(request: HTTPRequest, services: Services) -> None:
 async def _encode(fields: MessageFields, services: Services) -> ChatPrompt:
     messages = template_messages(fields)
     continues = continues_answer(fields)
-    tools = openai_tools(fields.tools)
-    choice = openai_tool_choice(fields)
-    return await encode_conversation(
-        services.model,
-        messages,
-        tools=tools if choice != "none" else None,
-        add_generation_prompt=not continues,
-        continue_final_message=continues,
-        kwargs=_template_kwargs(fields),
-    )
+    thinking, choice = fields.thinking, fields.tool_choice
+    with tools_named_as_here():
+        return await encode_conversation(
+            services.model,
+            messages,
+            tools=openai_tools(fields.tools),
+            tool_choice=openai_tool_choice(choice),
+            parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
+            thinking_token_budget=thinking.budget_tokens if thinking else None,
+            # Agents ask every model to think.
+            insists_on_budget=False,
+            add_generation_prompt=not continues,
+            continue_final_message=continues,
+            kwargs=_template_kwargs(thinking, fields.output_config),
+        )
 
 
-def _template_kwargs(fields: MessageFields) -> dict[str, Any]:
-    """What templates know of thinking. Where the request says nothing, the model's own way counts."""
+def _template_kwargs(thinking: Thinking | None, output_config: OutputConfig | None) -> dict[str, Any]:
+    """What templates know of thinking, under each family's names. What is left open is the model's to say."""
     kwargs: dict[str, Any] = {}
-    if fields.thinking is not None:
-        kwargs["enable_thinking"] = fields.thinking.type != "disabled"
-    if fields.output_config is not None and fields.output_config.effort is not None:
-        effort = fields.output_config.effort
+    if thinking is not None:
+        kwargs["enable_thinking"] = kwargs["thinking"] = thinking.type != "disabled"
+        if thinking.budget_tokens is not None:
+            kwargs["thinking_budget"] = thinking.budget_tokens
+    if output_config is not None and output_config.effort is not None:
         # Templates know OpenAI's three.
-        kwargs["reasoning_effort"] = "high" if effort in ("xhigh", "max") else effort
+        kwargs["reasoning_effort"] = _EFFORTS.get(output_config.effort, output_config.effort)
     return kwargs
 
 
