@@ -47,6 +47,7 @@ check: $(INSTALLED) ## style, types, layers, and stubs against the extensions
 
 bench: $(INSTALLED) ## the extensions' micro-benchmarks, the engine alone, and the front alone
 	$(BIN)/python -m bench.micro.block_table
+	$(BIN)/python -m bench.micro.prefix_index
 	$(BIN)/python -m bench.micro.sse
 	$(BIN)/python -m bench.engine $(ARGS)
 	$(BIN)/python -m bench.front

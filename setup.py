@@ -29,7 +29,7 @@ extensions = cythonize(
             extra_compile_args=COMPILE_ARGS,
             define_macros=MACROS,
         )
-        for name in ("block_table", "sse")
+        for name in ("block_table", "hashed_tokens", "prefix_index", "sse")
     ],
     build_dir="build/cython-debug" if DEBUG else "build/cython",
     # Cython's own staleness check does not see a change of flags.

@@ -46,6 +46,30 @@ def exercise():
     refuse(tables.check_integrity, {99: 1})
     refuse(tables.check_integrity)
     tables.check_integrity({held[0]: 1})
+    refuse(prefix_index.PrefixIndex, None)
+    refuse(hashed_tokens.HashedTokens, 4, b"short")
+    index = prefix_index.PrefixIndex(tables)
+    tokens = hashed_tokens.HashedTokens(4, b"-" * 16)
+    tokens.extend(list(range(9)))
+    refuse(tokens.extend, [-1])
+    refuse(tokens.extend, ["x"])
+    tokens.digest(9)
+    tokens.common_blocks(tokens)
+    for slot in range(8):
+        index.release(slot, tokens, 9 if slot < 2 else 0)
+    path, nearest, num_common = index.match(tokens, 9)
+    assert (len(path), num_common) == (2, 1)
+    refuse(index.share, 0, path[::-1])
+    index.share(0, path)
+    assert index.adopt(0, nearest, 1)
+    index.hold(path)
+    refuse(index.hold, [path[1], "x"])
+    index.check_integrity({**dict.fromkeys(path, 1), held[0]: 1})
+    refuse(index.check_integrity)
+    index.discard(0)
+    index.release(0, tokens, 9)
+    index.unhold(path)
+    index.evict(64)
     refuse(sse.TextFrame, None, b"")
     refuse(sse.TextFrame, b"", b"\\n")
     text_frame = sse.TextFrame(b"{", b"}")
@@ -57,7 +81,7 @@ def exercise():
 MEASURE = """
 import gc
 import tracemalloc
-from mlxd._ext import block_table, sse
+from mlxd._ext import block_table, hashed_tokens, prefix_index, sse
 
 exec(EXERCISE)
 for _ in range(20):
@@ -78,6 +102,7 @@ assert grown < 2000, f"{grown} bytes more after 200 rounds"
 COUNT = """
 import gc
 import importlib.util
+import sys
 
 
 def load(name):
@@ -88,18 +113,26 @@ def load(name):
     return module
 
 
-block_table, sse = load("block_table"), load("sse")
+# prefix_index imports the other two: they must be these, not those of the checkout.
+for name in ("block_table", "hashed_tokens", "prefix_index", "sse"):
+    sys.modules[f"mlxd._ext.{name}"] = globals()[name] = load(name)
 exec(EXERCISE)
 pool = block_table.BlockPool(4, 4)
 tables = [block_table.BlockTables(pool, 1, 1) for _ in range(2)]
 text_frame = sse.TextFrame(b"", b"")
+index = prefix_index.PrefixIndex(tables[0])
+tokens = hashed_tokens.HashedTokens(4, b"-" * 16)
 assert block_table.live_objects() == {"BlockPool": 1, "BlockTables": 2}, block_table.live_objects()
+assert prefix_index.live_objects() == {"PrefixIndex": 1}, prefix_index.live_objects()
+assert hashed_tokens.live_objects() == {"HashedTokens": 1}, hashed_tokens.live_objects()
 assert sse.live_objects() == {"TextFrame": 1}, sse.live_objects()
-del pool, tables, text_frame
+del pool, tables, text_frame, index, tokens
 for _ in range(100):
     exercise()
 gc.collect()
 assert block_table.live_objects() == {"BlockPool": 0, "BlockTables": 0}, block_table.live_objects()
+assert prefix_index.live_objects() == {"PrefixIndex": 0}, prefix_index.live_objects()
+assert hashed_tokens.live_objects() == {"HashedTokens": 0}, hashed_tokens.live_objects()
 assert sse.live_objects() == {"TextFrame": 0}, sse.live_objects()
 """
 
