@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE = 0, 1, 2
 
-COMMANDS = ("serve", "demo", "check", "doctor", "bench")
+COMMANDS = ("serve", "demo", "check", "doctor", "parse", "bench")
 DEMO_MODEL = "demo:smollm2"
 DEMO_NAME = "smollm2-135m-instruct"
 DEMO_HOST = "127.0.0.1"
+DEMO_CACHE_MB = 1024
+"""22,000 tokens of SmolLM2; a fifth of a large machine's memory would only take longer to map."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -85,6 +87,10 @@ def _dispatch(arguments: list[str]) -> int:
         from mlxd.cli.doctor import run_doctor
 
         return run_doctor(as_json=parsed.json)
+    if command == "parse":
+        from mlxd.cli.parse import run_parse
+
+        return run_parse(parsed, sys.stdin.buffer, sys.stdout.buffer)
     config = _config(command, parsed)
     if command == "check":
         from mlxd.cli.check import run_check
@@ -111,6 +117,7 @@ def _top_parser() -> argparse.ArgumentParser:
         ("demo", "serve SmolLM2-135M-Instruct, fetched once"),
         ("check", "validate a configuration, print it and its memory plan, start nothing"),
         ("doctor", "examine this machine: versions, device, BLAS, kernels, memory"),
+        ("parse", "show what the API would make of a model's output, read from standard input"),
         ("bench", "run a benchmark of a source checkout: serve, engine, …"),
     ):
         commands.add_argument(name.split()[0], nargs="?", help=summary, metavar=name)
@@ -118,10 +125,15 @@ def _top_parser() -> argparse.ArgumentParser:
 
 
 def _command_parser(command: str) -> argparse.ArgumentParser:
-    model = "" if command in ("demo", "doctor") else " [MODEL] [-c FILE]"
+    model = "" if command in ("demo", "doctor", "parse") else " [MODEL] [-c FILE]"
     parser = _Parser(prog=f"mlxd {command}", usage=f"mlxd {command}{model} [flags]", allow_abbrev=False)
     if command == "doctor":
         parser.add_argument("--json", action="store_true", help="print the facts as JSON")
+        return parser
+    if command == "parse":
+        from mlxd.cli.parse import add_flags as add_parse_flags
+
+        add_parse_flags(parser)
         return parser
     from mlxd.cli.flags import add_flags
 
@@ -148,7 +160,13 @@ def _config(command: str, parsed: argparse.Namespace) -> Config:
             raise ConfigError("model.path: no model is given; name one: mlxd serve MODEL, or try mlxd demo")
         return config
     return load(
-        None, os.environ, demo_readings() | flags, base={"server.host": Reading(DEMO_HOST, "mlxd demo")}
+        None,
+        os.environ,
+        demo_readings() | flags,
+        base={
+            "server.host": Reading(DEMO_HOST, "mlxd demo"),
+            "cache.memory_mb": Reading(DEMO_CACHE_MB, "mlxd demo"),
+        },
     )
 
 
