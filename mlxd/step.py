@@ -31,6 +31,26 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of everything that crosses the socketpair."""
 
 
+class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What a row's output must obey; the front has checked that it compiles.
+
+    `grammar` is llguidance's: a JSON text with `grammars`. The output must match it whole: tokens that end
+    the request (`stop_token_ids`, the engine's to fill) can be sampled only where the grammar may end, and
+    nothing else can where it must.
+
+    With `triggers`, any text may come until one of them has been produced; the grammar holds for what follows
+    it. If the grammar `repeats`, the output is free again when it has ended, until the next trigger.
+    `opening_token_ids` make an exception to a grammar that holds from the beginning: an output that begins
+    with one of these is free up to a trigger.
+    """
+
+    grammar: str
+    triggers: tuple[str, ...] = ()
+    repeats: bool = False
+    opening_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+
 class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """How a row samples, already validated and resolved against all defaults.
 
@@ -40,7 +60,7 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     repeats the tokens. `logprobs` is -1 for none, else the number of alternatives (0: the sampled one only);
     log-probabilities are of the model's raw distribution, before temperature, bias and penalties.
     While fewer than `min_tokens` tokens are out, `stop_token_ids` (end-of-sequence ids among them) cannot be
-    sampled.
+    sampled, unless the grammar allows nothing else.
     """
 
     temperature: float = 1.0
@@ -55,10 +75,11 @@ class SamplingParams(msgspec.Struct, frozen=True, array_like=True, gc=False):
     min_tokens: int = 0
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int = -1
+    grammar: GrammarSpec | None = None
 
     @property
     def needs_token_history(self) -> bool:
-        """Whether the sampler must know the tokens so far."""
+        """Whether the penalties must know the tokens so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
 
 
@@ -66,7 +87,7 @@ class SlotInit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A request takes a slot. Sent with the first plan that has a row for it, also after preemption.
 
     `token_ids` (int32) holds the prompt and the tokens sampled so far, and only where
-    `sampling.needs_token_history`; else it is empty.
+    `sampling.needs_token_history` or there is a grammar; else it is empty.
     """
 
     slot: int

@@ -356,11 +356,14 @@ class Engine:
         return min(MAX_RETRY_SECONDS, max(1.0, num_tokens / speed)) if speed else 1.0
 
     def _resolve(self, params: GenerationRequest, stop_token_ids: frozenset[int]) -> GenerationRequest:
-        """Fill in what the worker must know: the seed, and which tokens min_tokens bans."""
-        sampling = params.sampling
+        """Fill in what the worker must know: the seed, and which tokens min_tokens or a grammar bans."""
+        sampling, grammar = params.sampling, params.sampling.grammar
         seed = self._draw_seed() if params.seed is None else params.seed
-        banned = tuple(sorted(stop_token_ids)) if sampling.min_tokens else ()
-        sampling = msgspec.structs.replace(sampling, seed=seed, stop_token_ids=banned)
+        stops = tuple(sorted(stop_token_ids))
+        if grammar is not None:
+            grammar = msgspec.structs.replace(grammar, stop_token_ids=stops)
+        banned = stops if sampling.min_tokens else ()
+        sampling = msgspec.structs.replace(sampling, seed=seed, stop_token_ids=banned, grammar=grammar)
         return msgspec.structs.replace(params, sampling=sampling)
 
     async def _load_text(self, path: Path) -> None:

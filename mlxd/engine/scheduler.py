@@ -211,7 +211,7 @@ class Scheduler:
     def _slot_init(self, request: Request) -> SlotInit:
         sampling = request.params.sampling
         history = b""
-        if sampling.needs_token_history:
+        if sampling.needs_token_history or sampling.grammar is not None:
             known = request.num_prompt_tokens + len(request.output_token_ids)
             history = array("i", request.token_ids(0, known)).tobytes()
         return SlotInit(request.slot, request.request_id, request.num_prompt_tokens, sampling, history)

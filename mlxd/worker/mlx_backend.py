@@ -28,6 +28,8 @@ from mlxd.worker.step_loop import MemoryUse
 
 logger = logging.getLogger(__name__)
 
+TOKENIZER_FILE = "tokenizer.json"
+
 
 class MlxBackend:
     """Implements backend.Backend. All of it runs on one thread, save `memory`."""
@@ -66,6 +68,7 @@ class MlxBackend:
             max_num_seqs=config.scheduler.max_num_seqs,
             dtype=loaded.dtype,
             paged=config.cache.paged,
+            tokenizer_file=folder / TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None,
         )
         warnings = [*plan.warnings, *runner.self_check()]
         if device.kind == "cpu" and self._blas.problem:

@@ -5,13 +5,18 @@ It does not know sockets, files or devices: a loaded model comes in, plans follo
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+import numpy.typing as npt
 
 from mlxd.step import NULL_BLOCK, SamplingParams, SlotInit, StepPlan, StepResult
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import Forward, PagedForward, SlotForward
+from mlxd.worker.grammar import Grammars
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
@@ -31,6 +36,7 @@ class PendingStep:
         self._sampled = sampled
         self._arrays = arrays
         self._started = False
+        self._tokens: npt.NDArray[np.int32] | None = None
         self.finished = False
 
     def start(self) -> None:
@@ -38,18 +44,26 @@ class PendingStep:
             self._started = True
             mx.async_eval(self._arrays)  # type: ignore[no-untyped-call]
 
+    def tokens(self) -> npt.NDArray[np.int32]:
+        """What the step sampled, int32 [S], -1 where a row failed. Waits for it."""
+        if self._tokens is None:
+            self.start()
+            mx.eval(self._arrays)
+            self.finished = True
+            if self._sampled is None:
+                return np.empty(0, dtype="<i4")
+            self._tokens = np.array(self._sampled.tokens, dtype="<i4")
+            self._tokens[[index for index, _ in self._sampled.errors]] = -1
+        return self._tokens
+
     def result(self) -> StepResult:
         """What the step sampled; times and memory are left to the caller."""
-        self.start()
-        mx.eval(self._arrays)
-        self.finished = True
+        tokens = self.tokens()
         if self._sampled is None:
             return StepResult(self.step_id, b"")
-        tokens = np.array(self._sampled.tokens, dtype="<i4")
         errors = dict(self._sampled.errors)
         for index in np.flatnonzero(tokens < 0).tolist():
             errors.setdefault(index, NOT_A_NUMBER)
-        tokens[list(errors)] = -1
         logprobs = self._sampled.logprobs
         return StepResult(
             self.step_id,
@@ -71,17 +85,20 @@ class Runner:
         max_num_seqs: int,
         dtype: mx.Dtype,
         paged: bool = True,
+        tokenizer_file: Path | None = None,
     ) -> None:
         """Allocate the pool: `num_blocks`, NULL_BLOCK included, of `block_size` tokens in `dtype`.
 
-        `paged=False` keeps mlx-lm's own caches, one set a slot, and allocates no pool. Raises
-        UnsupportedModelError when the model cannot run over the pool.
+        `paged=False` keeps mlx-lm's own caches, one set a slot, and allocates no pool. `tokenizer_file` is
+        the model's tokenizer.json; without it requests that have a grammar fail. Raises UnsupportedModelError
+        when the model cannot run over the pool.
         """
         self._model = model
         self._block_size = block_size
         self._max_num_seqs = max_num_seqs
         self.vocab_size: int = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
         self._sampler = Sampler(self.vocab_size, max_num_seqs)
+        self._grammars = Grammars(tokenizer_file, self.vocab_size)
         on_cpu = mx.default_device() == mx.cpu
         self._one_at_a_time = on_cpu
         self._newest: PendingStep | None = None
@@ -101,7 +118,8 @@ class Runner:
         return self._forward.name
 
     def launch(self, plan: StepPlan) -> PendingStep:
-        """Build a step and start it. It runs after those launched before; nothing is read back.
+        """Build a step and start it. It runs after those launched before; nothing is read back, save by rows
+        that have a grammar: the tokens of the step before.
 
         On a CPU it starts once the one before is finished, with the next launch at the latest. There
         `async_eval` blocks when some hundred operations wait, which would hold back the result of the step
@@ -115,21 +133,30 @@ class Runner:
         for init in plan.admit:
             self._release(init.slot)
             self._sampler.admit(init)
+            self._grammars.admit(init)
         if plan.copy_blocks:
             self._forward.copy_blocks(plan.copy_blocks)
         batch = StepBatch.from_plan(plan)
+        slots = batch.slots[batch.sampled_rows]
         sampler = self._sampler
         decode_tokens = sampler.last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         logits, arrays = self._forward(batch, decode_tokens)
+        may_start = previous is None or previous.finished or not self._one_at_a_time
         sampled = None
+        constrained = self._grammars.constrained(slots)
         if logits is not None:
-            rows = batch.sampled_rows
-            sampled = sampler.sample(logits, batch.slots[rows], batch.context_lens[rows])
+            if constrained and may_start:
+                # What these rows may say follows from the step before: the forward runs meanwhile.
+                mx.async_eval([logits, *arrays])  # type: ignore[no-untyped-call]
+            constraints = {place: row.constraint() for place, row in constrained.items()}
+            sampled = sampler.sample(logits, slots, batch.context_lens[batch.sampled_rows], constraints)
             arrays += [sampled.tokens, sampler.last_tokens]
             if sampled.logprobs is not None:
                 arrays += sampled.logprobs.arrays
         self._newest = PendingStep(plan.step_id, sampled, arrays)
-        if previous is None or previous.finished or not self._one_at_a_time:
+        for place, row in constrained.items():
+            row.sampled(self._newest, place)
+        if may_start:
             self._newest.start()
         return self._newest
 
@@ -140,6 +167,8 @@ class Runner:
         """
         for num_decode_rows in sorted({0, 1, self._max_num_seqs}):
             self._warm_step(num_decode_rows)
+        with contextlib.suppress(ValueError):  # the requests that need it will say so
+            self._grammars.load()
 
     def _warm_step(self, num_decode_rows: int) -> None:
         """Admit, and either prefill slot 0 or decode the first slots with every way of sampling."""
@@ -186,4 +215,5 @@ class Runner:
 
     def _release(self, slot: int) -> None:
         self._sampler.release(slot)
+        self._grammars.release(slot)
         self._forward.release(slot)

@@ -2,15 +2,15 @@
 
 It does not know the model or the KV cache.
 
-The order is vLLM's: logit_bias and min_tokens, penalties, temperature, min_p, top_k, top_p, draw. Rows go by
-what they need: greedy rows take the argmax; rows with a small top_k work on a prefix of the best tokens; the
-others on the whole vocabulary. A row's path follows from its own parameters, and its randomness from its own
-seed and position, so no neighbour changes its token.
+The order is vLLM's: logit_bias and min_tokens, penalties, grammar, temperature, min_p, top_k, top_p, draw.
+Rows go by what they need: greedy rows take the argmax; rows with a small top_k work on a prefix of the best
+tokens; the others on the whole vocabulary. A row's path follows from its own parameters, and its randomness
+from its own seed and position, so no neighbour changes its token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import mlx.core as mx
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from mlxd.step import SamplingParams, SlotInit
 from mlxd.worker import sampling
 from mlxd.worker.exponential import exp_nonpositive
+from mlxd.worker.grammar import FREE, RowConstraint
 from mlxd.worker.history import NEUTRAL_LANE, TokenHistory
 from mlxd.worker.logprobs import RawLogprobs
 from mlxd.worker.randomness import uniforms
@@ -57,6 +58,7 @@ class _Row:
     index: int
     state: SlotState
     context_len: int
+    constraint: RowConstraint = FREE
 
     @property
     def params(self) -> SamplingParams:
@@ -67,6 +69,9 @@ class _Row:
         return self.context_len - self.state.num_prompt_tokens
 
 
+NO_CONSTRAINTS: Mapping[int, RowConstraint] = {}
+
+
 class Sampler:
     """Samples a step's rows. `last_tokens`, int32 [max_num_seqs], holds each slot's last one."""
 
@@ -75,6 +80,9 @@ class Sampler:
         self.last_tokens = mx.zeros((max_num_seqs,), dtype=mx.int32)
         self._slots: dict[int, SlotState] = {}
         self._history = TokenHistory(vocab_size)
+        # What each value of a byte of a bitmask adds to eight logits.
+        bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+        self._byte_biases = mx.array(np.where(bits, 0, -np.inf).astype(np.float32))
 
     def admit(self, init: SlotInit) -> None:
         """A request takes a slot. What is wrong with its parameters becomes an error of its own rows."""
@@ -99,12 +107,19 @@ class Sampler:
             self._history.remove(state.lane)
 
     def sample(
-        self, logits: mx.array, slots: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32]
+        self,
+        logits: mx.array,
+        slots: npt.NDArray[np.int32],
+        context_lens: npt.NDArray[np.int32],
+        constraints: Mapping[int, RowConstraint] = NO_CONSTRAINTS,
     ) -> Sampled:
-        """Sample one token a row and remember it. logits [S, vocab_size]; nothing is waited for."""
+        """Sample one token a row and remember it. logits [S, vocab_size]; nothing is waited for.
+
+        `constraints` are those of the rows that have any, by their place.
+        """
         logits = logits.astype(mx.float32)
         rows = [
-            _Row(index, self._slots[int(slot)], int(context_len))
+            _Row(index, self._slots[int(slot)], int(context_len), constraints.get(index, FREE))
             for index, (slot, context_len) in enumerate(zip(slots, context_lens, strict=True))
         ]
         tokens = self._sample_groups(logits, rows)
@@ -124,7 +139,8 @@ class Sampler:
                 _take(tokens, asking, len(rows)),
                 [(row.index, row.params.logprobs) for row in asking],
             )
-        errors = [(row.index, row.state.error) for row in rows if row.state.error is not None]
+        problems = [(row.index, row.state.error or row.constraint.error) for row in rows]
+        errors = [(index, problem) for index, problem in problems if problem is not None]
         return Sampled(mx.where(failed, -1, tokens), logprobs, errors)
 
     def _sample_groups(self, logits: mx.array, rows: Sequence[_Row]) -> mx.array:
@@ -146,13 +162,13 @@ class Sampler:
         return mx.concatenate(parts)[mx.array(np.argsort(order), dtype=mx.int32)]
 
     def _adjust(self, logits: mx.array, rows: Sequence[_Row]) -> mx.array:
-        """Bias, bans and penalties. Rows that ask for none come out as they went in, to the bit."""
+        """Bias, bans, penalties and grammar. Rows without any come out as they went in, to the bit."""
         edits: list[tuple[int, int, float]] = []
         for place, row in enumerate(rows):
             if row.state.error is not None:
                 continue
             edits += [(place, token, bias) for token, bias in row.params.logit_bias.items()]
-            if row.num_output_tokens < row.params.min_tokens:
+            if row.num_output_tokens < row.params.min_tokens and not row.constraint.must_stop:
                 edits += [(place, token, -np.inf) for token in row.params.stop_token_ids]
         if edits:
             places, ids, amounts = zip(*edits, strict=True)
@@ -160,7 +176,18 @@ class Sampler:
             logits = logits.at[index].add(mx.array(amounts, dtype=mx.float32))
         if any(row.state.lane != NEUTRAL_LANE for row in rows):
             logits = self._history.penalise(logits, [row.state.lane for row in rows])
-        return logits
+        return self._constrain(logits, rows)
+
+    def _constrain(self, logits: mx.array, rows: Sequence[_Row]) -> mx.array:
+        """Minus infinity for what a row's grammar does not allow."""
+        places = [place for place, row in enumerate(rows) if row.constraint.bitmask is not None]
+        if not places:
+            return logits
+        bitmasks = np.stack([rows[place].constraint.bitmask for place in places])
+        biases = self._byte_biases[mx.array(bitmasks)].reshape(len(places), -1)[:, : self.vocab_size]
+        if len(places) == len(rows):
+            return logits + biases
+        return logits.at[mx.array(places, dtype=mx.int32)].add(biases)
 
 
 _GREEDY = -1

@@ -167,7 +167,8 @@ class Driver:
                 sequence.errors.append(errors[index])
 
     def _slot_init(self, sequence: Sequence) -> SlotInit:
-        history = sequence.prompt + sequence.outputs if sequence.sampling.needs_token_history else []
+        needs = sequence.sampling.needs_token_history or sequence.sampling.grammar is not None
+        history = sequence.prompt + sequence.outputs if needs else []
         return SlotInit(sequence.slot, "request", len(sequence.prompt), sequence.sampling, int32(history))
 
     def _release(self, sequence: Sequence) -> None:
