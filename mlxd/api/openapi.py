@@ -32,6 +32,8 @@ _REFERENCE = "#/components/schemas/{name}"
 _STATUSES = (400, 408, 414, 431, 500, 503)
 """What any request can be answered with, whatever it asks for."""
 _STATUSES_OF_BODIES = (404, 413, 415, 429, 499, 504)
+_TEXT = {"schema": {"type": "string"}}
+_WORD_BREAKS = str.maketrans("/", "_", "{}")
 _OWN_WORDS = {499: "Cancelled by its id", 529: "Overloaded"}
 
 
@@ -39,13 +41,16 @@ _OWN_WORDS = {499: "Cancelled by its id", 529: "Overloaded"}
 class Operation:
     """A route's schemas: its body, and the JSON of its answer. `streams`: or an event stream in its place.
 
-    `unready` is the JSON of a 503 that is no error.
+    `unready` is the JSON of a 503 that is no error. `text_types` are the media types of an answer that is no
+    JSON. `is_optional`: the configuration may turn it off.
     """
 
     request: type | None = None
     response: type | None = None
     streams: bool = False
     unready: type | None = None
+    text_types: tuple[str, ...] = ()
+    is_optional: bool = False
 
 
 OPERATIONS = {
@@ -60,6 +65,9 @@ OPERATIONS = {
     ("GET", "/health"): Operation(response=responses.Health, unready=responses.Health),
     ("GET", "/health/ready"): Operation(response=responses.Health, unready=responses.Health),
     ("GET", "/v1/status"): Operation(response=responses.ServerStatus),
+    ("GET", "/metrics"): Operation(
+        text_types=("text/plain", "application/openmetrics-text"), is_optional=True
+    ),
     ("POST", "/v1/requests/{id}/cancel"): Operation(response=responses.CancelledRequest),
     ("DELETE", "/v1/requests/{id}"): Operation(response=responses.CancelledRequest),
 }
@@ -132,7 +140,9 @@ class OpenApiDocument:
     def _responses(self, path: str, known: Operation, schemas: dict[type, Schema]) -> dict[str, Any]:
         content = _json({} if known.response is None else schemas[known.response])
         if known.streams:
-            content["text/event-stream"] = {"schema": {"type": "string"}}
+            content["text/event-stream"] = _TEXT
+        if known.text_types:
+            content = dict.fromkeys(known.text_types, _TEXT)
         answers = {"200": {"description": "OK", "content": content}}
         is_anthropic = is_anthropic_path(path)
         error = schemas[anthropic.MessageErrorResponse if is_anthropic else openai.ErrorResponse]
@@ -146,7 +156,7 @@ class OpenApiDocument:
         statuses = set(_STATUSES)
         if known.request is not None:
             statuses |= set(_STATUSES_OF_BODIES)
-        if "{id}" in path:
+        if "{id}" in path or known.is_optional:
             statuses.add(404)
         if path not in self._public_paths:
             statuses.add(429)
@@ -155,9 +165,6 @@ class OpenApiDocument:
         if is_anthropic:
             statuses = statuses - {503} | {529}
         return statuses
-
-
-_WORD_BREAKS = str.maketrans("/", "_", "{}")
 
 
 def _json(schema: Schema) -> dict[str, Any]:
