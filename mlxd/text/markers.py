@@ -34,6 +34,8 @@ class MarkerScanner:
         it: less than the longest marker, and nothing if `is_last` (no more text is coming).
         """
         found = self._pattern.search(text, start)
+        if found and found.start() <= len(text) - self._longest:
+            return found.start(), found[0]  # what may become a marker begins later
         partial = len(text) if is_last else self._partial(text, start)
         if found and (found.start() < partial or partial == len(text)):
             return found.start(), found[0]

@@ -12,7 +12,7 @@ from mlxd.chat.tool_parsers.base import ToolFormat
 from mlxd.chat.tool_parsers.call import Session
 from mlxd.chat.tool_parsers.deepseek import DeepSeekFormat
 from mlxd.chat.tool_parsers.deepseek_v4 import DeepSeekV4Format
-from mlxd.chat.tool_parsers.functionary import FunctionaryFormat
+from mlxd.chat.tool_parsers.functionary import FROM, RECIPIENT, FunctionaryFormat
 from mlxd.chat.tool_parsers.gemma4 import Gemma4Format
 from mlxd.chat.tool_parsers.glm47 import GLM47Format
 from mlxd.chat.tool_parsers.granite import GraniteFormat
@@ -23,7 +23,7 @@ from mlxd.chat.tool_parsers.minimax import MiniMaxFormat
 from mlxd.chat.tool_parsers.mistral import MistralFormat
 from mlxd.chat.tool_parsers.nemotron import NemotronFormat
 from mlxd.chat.tool_parsers.qwen import QwenFormat
-from mlxd.chat.tool_parsers.source import Malformed, Reading
+from mlxd.chat.tool_parsers.source import Reading
 
 # Of formats that share a marker, the first reads it. GLM's reader understands every body of <tool_call>.
 _FORMATS: tuple[type[ToolFormat], ...] = (
@@ -48,7 +48,12 @@ class AutoFormat(ToolFormat):
 
     name = "auto"
     markers: ClassVar[tuple[str, ...]] = tuple(dict.fromkeys(m for f in _FORMATS for m in f.markers))
-    openings: ClassVar[tuple[str, ...]] = (*HarmonyFormat.openings, *BareFormat.openings)
+    openings: ClassVar[tuple[str, ...]] = (
+        *HarmonyFormat.openings,
+        FROM,
+        RECIPIENT,
+        *BareFormat.openings,
+    )
     preserve_special_tokens = True
 
     def __init__(self, session: Session) -> None:
@@ -59,7 +64,10 @@ class AutoFormat(ToolFormat):
             for marker in tool_format.markers + tool_format.openings:
                 self._readers.setdefault(marker, tool_format)
 
+    def is_prose(self, opening: str) -> bool:
+        return opening in BareFormat.openings and (
+            not self.session.tools or self._readers[opening].is_prose(opening)
+        )
+
     def read(self, opening: str) -> Reading[None]:
-        if opening in BareFormat.openings and not self.session.tools:
-            raise Malformed
         yield from self._readers[opening].read(opening)

@@ -15,6 +15,8 @@ from mlxd.chat.tool_parsers.source import Malformed, Reading
 
 FENCE = "```"
 _LANGUAGE = re.compile(r"[\w-]+")
+# What may follow, and what may yet come where nothing does: a key, an object, a name.
+_MAY_BEGIN = {"{": re.compile(r'[ \t\r\n]*(?:\Z|"(?:\Z|[a-z]))'), "[": re.compile(r"[ \t\r\n]*(?:\Z|[{\w])")}
 
 
 class BareFormat(ToolFormat):
@@ -22,22 +24,28 @@ class BareFormat(ToolFormat):
 
     openings: ClassVar[tuple[str, ...]] = ("{", "[", FENCE)
 
+    def is_prose(self, opening: str) -> bool:
+        events, source = self.session.events, self.source
+        if opening == FENCE:
+            return not events.at_line_start
+        may_begin = _MAY_BEGIN.get(opening)
+        return may_begin is not None and not (
+            events.after_space and may_begin.match(source.text, source.position)
+        )
+
     def read_bare(self, opening: str) -> Reading[None]:
         """Reads calls at one of `openings`."""
-        source, events = self.source, self.session.events
-        if opening == FENCE and events.at_line_start:
+        source = self.source
+        if opening == FENCE:
             yield from source.take(_LANGUAGE)
             opening = yield from source.skip_whitespace()
             if opening not in ("{", "["):
                 raise Malformed
             source.position += 1
             yield from self._read_calls(opening)
-            yield from source.skip_whitespace()
             yield from source.accept(FENCE)
-        elif opening != FENCE and events.after_space:
-            yield from self._read_calls(opening)
         else:
-            raise Malformed
+            yield from self._read_calls(opening)
 
     def read_bare_array(self) -> Reading[None]:
         """Reads an array after its bracket."""

@@ -59,6 +59,13 @@ class ToolFormat(ABC):
         """Called at the beginning of the answer, for formats whose first marker may be in the prompt."""
         yield from ()
 
+    def is_prose(self, opening: str) -> bool:
+        """Whether it is plain already that no call begins here: a short cut past `read` for common texts.
+
+        `opening` has been read; of what follows, only what is in the buffer is known.
+        """
+        return False
+
     @abstractmethod
     def read(self, opening: str) -> Reading[None]:
         """Reads calls after `opening` for as long as they follow each other.
@@ -116,6 +123,9 @@ class StreamingToolParser:
         source.record()
         yield from attempt(self._session, self._format.read_beginning())
         while opening := (yield from source.copy_until(scanner, events.text, is_prose=True)):
+            if self._format.is_prose(opening):
+                events.text(opening)
+                continue
             source.record(back=len(opening))
             yield from attempt(self._session, self._format.read(opening))
         events.close()

@@ -31,12 +31,10 @@ class DeepSeekFormat(ToolFormat):
     def read(self, opening: str) -> Reading[None]:
         source = self.source
         if opening == _CALLS:
-            yield from source.skip_whitespace()
             yield from source.expect(_CALL)
         found = _CALL
         while found == _CALL:
             yield from self._read_call()
-            yield from source.skip_whitespace()
             found = yield from source.accept(_CALL, _CALLS_END)
 
     def _read_call(self) -> Reading[None]:
@@ -44,7 +42,6 @@ class DeepSeekFormat(ToolFormat):
         call = self.new_call()
         yield from source.skip_whitespace()
         name = yield from source.take(_NAME)
-        yield from source.skip_whitespace()
         yield from source.expect(_SEPARATOR)
         if (yield from source.skip_whitespace()) not in ("{", "`", "<"):
             name = yield from source.take(_NAME)  # what came first was the call's type
@@ -54,13 +51,10 @@ class DeepSeekFormat(ToolFormat):
             yield from source.take(_LANGUAGE)
         if (yield from source.skip_whitespace()) != "{":
             yield from source.accept("```")
-            yield from source.skip_whitespace()
             yield from source.expect(_CALL_END)
             call.end()
             return
         yield from read_arguments(source, call)
         call.end()
-        yield from source.skip_whitespace()
         yield from source.accept("```")
-        yield from source.skip_whitespace()
         yield from source.accept(_CALL_END)

@@ -21,7 +21,7 @@ class DeepSeekV4Format(InvokeFormat):
     trims_newlines = False
     preserve_special_tokens = True
     template_hints = ("｜DSML｜",)
-    model_types = ("deepseek_v32", "deepseek_v4")
+    model_types = ("deepseek_v32", "deepseek_v4", "deepseek_v41")
 
     def value_types(self, key: str, attributes: str) -> Types | None:
         return STRING if find_attribute("string", attributes) == "true" else None

@@ -14,7 +14,8 @@ from mlxd.chat.tool_parsers.python_values import NAME
 from mlxd.chat.tool_parsers.source import Malformed, Reading
 from mlxd.chat.tool_parsers.tags import FUNCTION, read_function
 
-_FROM, _RECIPIENT, _CONTENT, _STOP = "<|from|>", "<|recipient|>", "<|content|>", "<|stop|>"
+FROM, RECIPIENT = "<|from|>", "<|recipient|>"
+_CONTENT, _STOP = "<|content|>", "<|stop|>"
 _ARROWS = ">>>"
 _EVERYBODY = "all"
 
@@ -22,10 +23,10 @@ _EVERYBODY = "all"
 class FunctionaryFormat(ToolFormat):
     name = "functionary"
     aliases = ("meetkai",)
-    markers: ClassVar[tuple[str, ...]] = (_FROM, _RECIPIENT, FUNCTION)
-    openings: ClassVar[tuple[str, ...]] = (_ARROWS,)
+    markers: ClassVar[tuple[str, ...]] = (FUNCTION,)
+    openings: ClassVar[tuple[str, ...]] = (FROM, RECIPIENT, _ARROWS)
     preserve_special_tokens = True
-    template_hints = (_RECIPIENT, ">>>all")
+    template_hints = (RECIPIENT, ">>>all")
 
     def read_beginning(self) -> Reading[None]:
         yield from self._read_message(is_certain=False)
@@ -34,18 +35,18 @@ class FunctionaryFormat(ToolFormat):
         if opening == FUNCTION:
             yield from read_function(self)
             return
-        if opening == _FROM:
+        if opening == FROM:
             yield from self.source.take(NAME)
-            yield from self.source.skip_whitespace()
-            yield from self.source.expect(_RECIPIENT)
+            yield from self.source.expect(RECIPIENT)
         yield from self._read_message(is_certain=opening != _ARROWS)
 
     def _read_message(self, *, is_certain: bool) -> Reading[None]:
         """Reads a recipient and, unless that is everybody, the arguments for it."""
         source = self.source
         name = yield from source.take(NAME)
-        yield from source.expect("\n")
-        found = yield from source.accept(_CONTENT)
+        if (yield from source.accept_here("\n")) != "\n":
+            source.fail()
+        found = yield from source.accept_here(_CONTENT)
         if is_certain and not found:
             source.fail()
         if name == _EVERYBODY:

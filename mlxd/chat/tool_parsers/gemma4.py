@@ -14,7 +14,7 @@ from mlxd.chat.tool_parsers.json_output import JsonOutput, json_string_body
 from mlxd.chat.tool_parsers.python_values import WORDS
 from mlxd.chat.tool_parsers.schema import ANY, Types, argument_types, encode_argument
 from mlxd.chat.tool_parsers.source import Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import ValueReader, read_json_string
+from mlxd.chat.tool_parsers.values import NUMBERS, ValueReader, read_json_string
 from mlxd.text.markers import MarkerScanner
 
 
@@ -44,20 +44,18 @@ class Gemma4Format(ToolFormat):
         source = self.source
         quote, closer = _DIALECTS[opening]
         call = self.new_call()
-        yield from source.skip_whitespace()
         yield from source.expect("call:")
         name = yield from source.take(_NAME)
         call.set_name(name)
         tool = self.session.tools.get(name)
         output = call.output
-        yield from source.skip_whitespace()
         yield from source.expect("{")
         output.open("{")
         separator = ""
         while (yield from source.skip_whitespace()) != "}":
             reader = _GemmaReader(source, output, quote)
             key = yield from reader.take_key()
-            if tool is not None:
+            if tool is not None and (yield from source.skip_whitespace()) not in ("{", "["):
                 reader.types = argument_types(tool.parameters, key)
             output.hold(f'{separator}"{json_string_body(key)}": ')
             yield from reader.read()
@@ -67,12 +65,13 @@ class Gemma4Format(ToolFormat):
         source.position += 1
         output.close()
         call.end()
-        yield from source.skip_whitespace()
         yield from source.accept(closer)
 
 
 class _GemmaReader(ValueReader):
     """Gemma's notation. A value without quotes that is no other JSON value is a string all the same."""
+
+    items = NUMBERS
 
     def __init__(self, source: Source, output: JsonOutput, quote: str) -> None:
         super().__init__(source, output)
@@ -97,7 +96,6 @@ class _GemmaReader(ValueReader):
             key = (yield from self.source.take(_BARE)).strip()
             if not key:
                 self.source.fail()
-        yield from self.source.skip_whitespace()
         yield from self.source.expect(":")
         return key
 

@@ -39,7 +39,6 @@ class GLM47Format(TaggedFormat):
         if (yield from source.skip_whitespace()) == "{":
             yield from read_arguments(source, call)
             call.end()
-            yield from source.skip_whitespace()
             yield from source.accept(TOOL_CALL_END)
             return
         parameters = ParameterWriter(self.session, call, name, trims_newlines=False)
@@ -48,11 +47,9 @@ class GLM47Format(TaggedFormat):
             pieces: list[str] = []
             if not (yield from source.copy_until(_KEY_ENDS, pieces.append)):
                 raise Cut
-            yield from source.skip_whitespace()
             yield from source.expect(_VALUE)
             tag = yield from parameters.add("".join(pieces).strip(), _VALUE_ENDS)
             if tag == _VALUE_END:
-                yield from source.skip_whitespace()
                 tag = yield from source.expect(_KEY, TOOL_CALL_END)
         parameters.close()
         call.end()

@@ -36,27 +36,23 @@ class InvokeFormat(ToolFormat):
         value_ends = MarkerScanner((parameter_end, parameter, *ends))
         found = opening
         if opening != invoke:
-            yield from source.skip_whitespace()
             found = yield from source.expect(invoke)
         while found == invoke:
             call = self.new_call()
             name = _attribute("name", (yield from self._read_attributes()))
             call.set_name(name)
             parameters = ParameterWriter(self.session, call, name, trims_newlines=self.trims_newlines)
-            yield from source.skip_whitespace()
             tag = yield from source.expect(parameter, *ends)
             while tag not in ends:
                 attributes = yield from self._read_attributes()
                 key = _attribute("name", attributes)
                 tag = yield from parameters.add(key, value_ends, self.value_types(key, attributes))
                 if tag == parameter_end:
-                    yield from source.skip_whitespace()
                     tag = yield from source.expect(parameter, *ends)
             parameters.close()
             call.end()
             if tag != invoke_end:
                 return
-            yield from source.skip_whitespace()
             found = yield from source.accept(invoke, *ends[1:])
 
     def value_types(self, key: str, attributes: str) -> Types | None:

@@ -44,7 +44,8 @@ def read_json_array(tool_format: ToolFormat, *, is_bare: bool = False) -> Readin
     yield from _read_call(tool_format, is_bare)
     while (yield from _follows_another(source, ",")):
         yield from _read_call(tool_format, is_bare)
-    yield from source.expect("]")
+    if (yield from source.peek()):
+        yield from source.expect("]")
 
 
 def read_arguments(source: Source, call: Call) -> Reading[None]:
@@ -87,10 +88,11 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
     source = tool_format.source
     has_arguments = False
     yield from source.expect("{")
-    yield from source.skip_whitespace()
     while True:
-        key = yield from _read_string(source)
-        yield from source.skip_whitespace()
+        pieces: list[str] = []
+        yield from source.expect('"')
+        yield from read_json_string(source, pieces.append)
+        key = "".join(pieces)
         yield from source.expect(":")
         character = yield from source.skip_whitespace()
         if key == "function" and character == "{" and not is_nested:
@@ -107,10 +109,8 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
             raise Malformed
         else:
             yield from JsonReader(source, JsonOutput(_discard)).read()
-        yield from source.skip_whitespace()
         if (yield from source.expect(",", "}")) == "}":
             return has_arguments
-        yield from source.skip_whitespace()
 
 
 def _read_string(source: Source) -> Reading[str]:

@@ -37,12 +37,10 @@ class KimiFormat(ToolFormat):
     def read(self, opening: str) -> Reading[None]:
         source = self.source
         if opening == _SECTION:
-            yield from source.skip_whitespace()
             yield from source.expect(_CALL)
         found = _CALL
         while found == _CALL:
             yield from self._read_call()
-            yield from source.skip_whitespace()
             found = yield from source.accept(_CALL, _SECTION_END)
 
     def _read_call(self) -> Reading[None]:
@@ -54,7 +52,6 @@ class KimiFormat(ToolFormat):
         name, index = parts.groups()
         call = self.new_call(lambda: self._make_id(name, index))
         call.set_name(name)
-        yield from source.skip_whitespace()
         yield from source.expect(_ARGUMENTS)
         if (yield from source.skip_whitespace()) == "<":
             yield from source.expect(_CALL_END)
@@ -62,7 +59,6 @@ class KimiFormat(ToolFormat):
             return
         yield from read_arguments(source, call)
         call.end()
-        yield from source.skip_whitespace()
         yield from source.accept(_CALL_END)
 
     def _make_id(self, name: str, written: str | None) -> str:

@@ -43,7 +43,6 @@ class LlamaFormat(BareFormat):
                 yield from self._read_array(is_bare=False)
             else:
                 yield from self._read_built_in()
-            yield from source.skip_whitespace()
             yield from source.accept(_PYTHON_END)
         else:
             yield from self.read_bare(opening)
@@ -67,7 +66,6 @@ class LlamaFormat(BareFormat):
             call = self.new_call()
             call.set_name(name)
             yield from read_python_call(source, call)
-            yield from source.skip_whitespace()
             separator = yield from source.expect(",", "]")
 
     def _read_built_in(self) -> Reading[None]:

@@ -25,7 +25,7 @@ class MistralFormat(ToolFormat):
     markers: ClassVar[tuple[str, ...]] = (TOOL_CALLS,)
     preserve_special_tokens = True
     template_hints = (TOOL_CALLS,)
-    model_types = ("mistral", "mistral3", "ministral", "ministral3", "mixtral", "pixtral")
+    model_types = ("mistral", "mistral3", "mistral4", "ministral", "ministral3", "mixtral", "pixtral")
 
     def make_id(self) -> str:
         return super().make_id()[-_CALL_ID_LENGTH:]
@@ -45,7 +45,6 @@ class MistralFormat(ToolFormat):
         source = self.source
         call = self.new_call()
         call.set_name((yield from source.take(_NAME)))
-        yield from source.skip_whitespace()
         if (yield from source.accept("[CALL_ID]", "[ARGS]")) == "[CALL_ID]":
             yield from source.take(_NAME)
             yield from source.expect("[ARGS]")

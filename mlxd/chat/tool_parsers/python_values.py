@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mlxd.chat.tool_parsers.call import Call
 from mlxd.chat.tool_parsers.json_output import json_string_body
 from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import NUMBER, WORD, ValueReader
+from mlxd.chat.tool_parsers.values import NUMBER, NUMBERS, WORD, ValueReader
 
 NAME = re.compile(r"[\w.-]+")
 WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
@@ -29,6 +29,7 @@ class PythonReader(ValueReader):
     """Python's notation. Tuples become arrays; a dict's keys that are not strings become their text."""
 
     brackets = "{[("
+    items = NUMBERS
 
     def read_key(self) -> Reading[None]:
         source = self.source
@@ -62,7 +63,6 @@ def read_python_call(source: Source, call: Call) -> Reading[None]:
     separator = ""
     while (yield from source.skip_whitespace()) != ")":
         key = yield from source.take(NAME)
-        yield from source.skip_whitespace()
         yield from source.expect("=")
         if not key.isidentifier():
             raise Malformed
@@ -89,7 +89,7 @@ def read_python_string(source: Source, write: Callable[[str], None]) -> Reading[
         if character == "\\":
             write((yield from _read_escape(source)))
         elif character == quotes[0]:
-            if (yield from source.accept(quotes, character)) == quotes:
+            if (yield from source.accept_here(quotes, character)) == quotes:
                 return
             write(json_string_body(character))
         elif not character:

@@ -45,8 +45,6 @@ class QwenFormat(TaggedFormat):
         yield from source.expect("(")
         if (yield from source.skip_whitespace()) != ")":
             yield from read_arguments(source, call)
-        yield from source.skip_whitespace()
         yield from source.expect(")")
         call.end()
-        yield from source.skip_whitespace()
         yield from source.accept("]")

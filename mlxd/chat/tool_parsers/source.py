@@ -110,28 +110,42 @@ class Source:
                 return ""
             yield
 
-    def accept(self, *literals: str) -> Reading[str]:
+    def accept_here(self, *literals: str) -> Reading[str]:
         """Reads the longest of `literals` that stands here; "", and nothing read, where none does.
 
         At the end of the text a literal cut short is read and returned as it is: a closing tag that the
         model did not finish is not prose.
         """
-        longest = max(map(len, literals))
         while True:
-            rest = self.text[self.position : self.position + longest]
-            if len(rest) < longest and any(len(rest) < len(x) and x.startswith(rest) for x in literals):
-                if not self.closed:
-                    yield
-                    continue
-                self.position = len(self.text)
-                return max((x for x in literals if rest.startswith(x)), key=len, default=rest)
-            found = max((x for x in literals if rest.startswith(x)), key=len, default="")
-            self.position += len(found)
-            return found
+            text, position = self.text, self.position
+            found = ""
+            is_open = False
+            for literal in literals:
+                if text.startswith(literal, position):
+                    found = max(found, literal, key=len)
+                elif len(text) - position < len(literal):
+                    is_open = is_open or literal.startswith(text[position:])
+            if is_open and not self.closed:
+                yield
+            elif is_open:
+                self.position = len(text)
+                return found or text[position:]
+            else:
+                self.position += len(found)
+                return found
+
+    def accept(self, *literals: str) -> Reading[str]:
+        """As `accept_here`, after whitespace."""
+        yield from self.skip_whitespace()
+        return (yield from self.accept_here(*literals))
 
     def expect(self, *literals: str) -> Reading[str]:
         """As `accept`, but one of them must stand here: Malformed or Cut otherwise."""
-        found = yield from self.accept(*literals)
+        if len(literals) == 1 and self.text.startswith(literals[0], self.position):
+            self.position += len(literals[0])
+            return literals[0]
+        yield from self.skip_whitespace()
+        found = yield from self.accept_here(*literals)
         if found not in literals:
             self.fail()
         return found

@@ -44,7 +44,6 @@ class TaggedFormat(ToolFormat):
             yield from read_functions(self, closer)
         else:
             yield from read_json_calls(self)
-            yield from self.source.skip_whitespace()
             yield from self.source.accept(closer)
 
 
@@ -54,7 +53,6 @@ def read_functions(tool_format: ToolFormat, closer: str) -> Reading[None]:
     yield from source.expect(FUNCTION)
     found = FUNCTION
     while found == FUNCTION and (yield from read_function(tool_format)) != closer:
-        yield from source.skip_whitespace()
         found = yield from source.accept(FUNCTION, closer)
 
 
@@ -71,7 +69,6 @@ def read_function(tool_format: ToolFormat) -> Reading[str]:
     if (yield from source.skip_whitespace()) == "{":
         yield from read_arguments(source, call)
         call.end()
-        yield from source.skip_whitespace()
         return (yield from source.accept(_FUNCTION_END))
     parameters = ParameterWriter(tool_format.session, call, name)
     tag = yield from source.expect(_PARAMETER, *_ENDS)
@@ -80,7 +77,6 @@ def read_function(tool_format: ToolFormat) -> Reading[str]:
         yield from source.expect(">")
         tag = yield from parameters.add(key, _VALUE_ENDS)
         if tag == _PARAMETER_END:
-            yield from source.skip_whitespace()
             tag = yield from source.expect(_PARAMETER, *_ENDS)
     parameters.close()
     call.end()

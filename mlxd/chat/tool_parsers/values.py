@@ -10,20 +10,36 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import ClassVar
 
 from mlxd.chat.tool_parsers.json_output import JsonOutput
 from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
 
 _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _STRING_BODY = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
-_SCALAR = rf'(?:{_NUMBER}|true|false|null|"{_STRING_BODY}")'
-_COMMA = r"[ \t\r\n]*+,[ \t\r\n]*+"
+_SPACE = r"[ \t\r\n]*+"
+_COMMA = rf"{_SPACE},{_SPACE}"
+_KEY = rf'"{_STRING_BODY}"{_SPACE}:{_SPACE}'
+
+
+def _value_pattern(depth: int) -> str:
+    """A pattern for whole JSON values in which arrays and objects stand no more than `depth` deep."""
+    scalar = rf'{_NUMBER}|true|false|null|"{_STRING_BODY}"'
+    if not depth:
+        return f"(?>{scalar})"
+    value = _value_pattern(depth - 1)
+    member = _KEY + value
+    array = rf"\[{_SPACE}(?>{value}{_SPACE}(?>,{_SPACE}{value}{_SPACE})*+)?+\]"
+    members = rf"\{{{_SPACE}(?>{member}{_SPACE}(?>,{_SPACE}{member}{_SPACE})*+)?+\}}"
+    return f"(?>{scalar}|{array}|{members})"
+
+
+_VALUE = _value_pattern(depth=2)
 
 NUMBER = re.compile(_NUMBER)
 WORD = re.compile(r"[-+.0-9A-Za-z_]+")
 _STRING_PART = re.compile(_STRING_BODY)
-_ITEMS = re.compile(rf"(?:{_SCALAR}{_COMMA})++")
-_MEMBERS = re.compile(rf'(?:"{_STRING_BODY}"[ \t\r\n]*+:[ \t\r\n]*+{_SCALAR}{_COMMA})++')
+NUMBERS = re.compile(rf"(?>{_NUMBER}{_COMMA})++")
 _ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _CONTROL = {chr(code): f"\\u{code:04x}" for code in range(32)} | {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
@@ -35,7 +51,10 @@ class ValueReader(ABC):
     Structure, keys and unfinished scalars are held back (json_output.py); strings are let out as they come.
     """
 
-    brackets = "{["
+    brackets: ClassVar[str] = "{["
+    items: ClassVar[re.Pattern[str] | None] = None
+    members: ClassVar[re.Pattern[str] | None] = None
+    """Whole items, or members, each with a comma, that are written as in JSON: a short cut for many."""
 
     def __init__(self, source: Source, output: JsonOutput) -> None:
         self.source = source
@@ -49,13 +68,6 @@ class ValueReader(ABC):
     @abstractmethod
     def read_scalar(self, character: str) -> Reading[None]:
         """Reads a value that is neither array nor object; `character` is its first, "" at the end."""
-
-    def copy_run(self, in_object: bool, separator: str) -> str:
-        """A chance to copy many scalars at once; `separator` stands before the first of them.
-
-        Returns the separator that stands before the next.
-        """
-        return separator
 
     def read(self) -> Reading[None]:
         """Reads one value, with the whitespace before it. Raises Malformed or Cut."""
@@ -84,7 +96,7 @@ class ValueReader(ABC):
                     elif character != closer:
                         source.fail()
                 if separator is not None:
-                    separator = self.copy_run(closer == "}", separator)
+                    separator = self._copy_run(self.members if closer == "}" else self.items, separator)
                     character = yield from self._next()
                 if character != closer:
                     assert separator is not None
@@ -98,6 +110,19 @@ class ValueReader(ABC):
                 separator = None
             else:
                 return
+
+    def _copy_run(self, run: re.Pattern[str] | None, separator: str) -> str:
+        """Copies many items at once; `separator` stands before them, what is returned before the next."""
+        source = self.source
+        found = run.match(source.text, source.position) if run else None
+        if not found:
+            return separator
+        text = found[0]
+        values = text[: text.rindex(",")].rstrip(" \t\r\n")
+        source.position += len(values)
+        self.output.value(separator + values)
+        source.position = found.end()
+        return text[len(values) :]
 
     def _next(self) -> Reading[str]:
         """Reads over whitespace, which it keeps in `_space`; returns the next character, "" at the end."""
@@ -114,16 +139,8 @@ class ValueReader(ABC):
 class JsonReader(ValueReader):
     """JSON, copied as it is written."""
 
-    def copy_run(self, in_object: bool, separator: str) -> str:
-        source = self.source
-        found = (_MEMBERS if in_object else _ITEMS).match(source.text, source.position)
-        if not found:
-            return separator
-        run = found[0]
-        source.position = found.end()
-        comma = run.rindex(",")
-        self.output.value(separator + run[:comma])
-        return run[comma:]
+    items = re.compile(rf"(?>{_VALUE}{_COMMA})++")
+    members = re.compile(rf"(?>{_KEY}{_VALUE}{_COMMA})++")
 
     def read_key(self) -> Reading[None]:
         yield from self.source.expect('"')

@@ -31,7 +31,6 @@ class XLAMFormat(BareFormat):
             source.record()
         elif opening in self.markers:
             yield from read_json_calls(self)
-            yield from source.skip_whitespace()
             yield from source.accept(TOOL_CALL_END)
         else:
             yield from self.read_bare(opening)
