@@ -36,12 +36,11 @@ async def status(request: HTTPRequest, services: Services) -> None:
 
 
 async def metrics(request: HTTPRequest, services: Services) -> None:
-    """Prometheus's page, in the format that the scraper asks for."""
-    if services.metrics is None:
+    """Everything that is counted, as Prometheus reads it; off unless enabled."""
+    page = services.metrics
+    if page is None:
         raise NotFoundError("metrics are off; the server's operator can enable them")
-    accept = request.header(b"accept") or b""
-    body, content_type = services.metrics.render(accept.decode("latin-1"))
-    await request.respond(200, body, content_type.encode())
+    await request.respond(200, page.render(), page.content_type)
 
 
 async def cancel(request: HTTPRequest, services: Services) -> None:

@@ -124,6 +124,8 @@ class App:
         except Exception:
             logger.exception("bug", extra={"request_id": request.request_id, "path": request.path})
             if request.response_started:
+                request.status = InternalError.status  # as the server's access line has it
+                request.access["error"] = InternalError.code or InternalError.type
                 raise
             bug = InternalError(f"internal error; request id {request.request_id}")
             await self._answer_error(request, bug)

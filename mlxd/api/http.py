@@ -40,6 +40,7 @@ class AccessFields(TypedDict, total=False):
 
     client: str
     """in place of the connection's other end: whom a trusted proxy named"""
+    request_id: str
     key: str
     prompt_tokens: int
     completion_tokens: int
@@ -93,7 +94,7 @@ class HTTPRequest:
         self.client_gone = False
         self.status = 0
         self.response_complete = False
-        self.request_id = self._choose_request_id()
+        self.request_id = self.access["request_id"] = self._choose_request_id()
         self.response_headers: Headers = [(b"x-request-id", self.request_id.encode())]
 
     def header(self, name: bytes) -> bytes | None:

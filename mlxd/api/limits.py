@@ -14,6 +14,8 @@ from mlxd.config import ApiKeyConfig, LimitsConfig
 from mlxd.errors import RateLimitError
 
 SECONDS_A_DAY = 86400
+ROUNDING = 1e-6
+"""Of a request or token: what floats may lack of the whole for which somebody has waited."""
 
 
 class Bucket:
@@ -43,7 +45,8 @@ class Bucket:
 
     def seconds_until(self, amount: float) -> float:
         """How long until the level is `amount`, or the bucket is full if that comes first; 0 when it is."""
-        return max(0.0, min(amount, self.per_minute) - self.level) * 60 / self.per_minute
+        missing = min(amount, self.per_minute) - self.level
+        return missing * 60 / self.per_minute if missing > ROUNDING else 0.0
 
 
 class DailyQuota:

@@ -245,9 +245,7 @@ def make_app(engine: FakeEngine, config: dict[str, Any] | None = None, **kwargs:
     return create_app(
         msgspec.convert(settings, Config),
         engine,  # type: ignore[arg-type]
-        now=lambda: NOW,
-        new_id=lambda: f"{next(numbers):032x}",
-        **kwargs,
+        **{"now": lambda: NOW, "new_id": lambda: f"{next(numbers):032x}", **kwargs},
     )
 
 
