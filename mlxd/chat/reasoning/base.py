@@ -30,7 +30,7 @@ ReasoningEvent = ReasoningDelta | TextDelta | CallInThinking
 class ReasoningParser(Protocol):
     """Cuts one answer: linear in its input, the same events, joined, for every way of cutting the text.
 
-    White space around thinking belongs to neither side: reasoning is stripped at both ends, and so is the
+    White space beside a tag belongs to neither side: reasoning is stripped at both ends, and so is the
     beginning of the text that follows it. A text without thinking is left exactly as it is.
     """
 

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+import random
+
+import pytest
+
+from mlxd.chat import tool_parsers
 from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.reasoning import formats
+from mlxd.chat.special_tokens import SpecialTokenFilter
 from mlxd.chat.types import Event, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStart
+from mlxd.text.markers import MarkerScanner
 
 
 class Upper:
@@ -79,3 +89,94 @@ def test_tools_are_looked_for_in_the_text_and_not_in_the_reasoning() -> None:
     ]
     # The last digit is held back by the reasoning parser, and still goes through the tool parser.
     assert run(OutputPipeline(Upper(), Digits()), "aB1", "Cd2") == expected
+
+
+CALL = '<tool_call>{"name": "f", "arguments": {"a": "</think>"}}</tool_call>'
+SECOND = '<tool_call>{"name": "g", "arguments": {}}</tool_call>'
+
+
+def hermes(*, max_calls: int | None = None) -> OutputPipeline:
+    """As a Qwen3 whose prompt has opened the block."""
+    ids = (f"call_{n}" for n in itertools.count())
+    tools = tool_parsers.make_parser("hermes", None, make_id=lambda: next(ids))
+    thinking = formats.get("qwen3").parser(opened=True, interrupts=tools.markers)
+    return OutputPipeline(thinking, tools, max_calls=max_calls)
+
+
+def merged(events: list[Event]) -> tuple[str, str, list[tuple[str, str, str]]]:
+    """(reasoning, content, calls as (id, name, arguments))"""
+    reasoning, content = "", ""
+    calls: list[tuple[str, str, str]] = []
+    for event in events:
+        match event:
+            case ReasoningDelta(text):
+                reasoning += text
+            case TextDelta(text):
+                content += text
+            case ToolCallStart(index, call_id, name):
+                assert index == len(calls)
+                calls.append((call_id, name, ""))
+            case ToolCallDelta(index, arguments):
+                call_id, name, before = calls[index]
+                calls[index] = (call_id, name, before + arguments)
+    return reasoning, content, calls
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "content", "names"),
+    [
+        (f"a</think>b\n{CALL}", "a", "b", ["f"]),
+        (f"a {CALL}", "a", "", ["f"]),
+        (f"a {CALL}\n{SECOND}", "a", "", ["f", "g"]),
+        (f"a {CALL} b", "a b", "", ["f"]),
+        (f"a {CALL} b</think> c", "a b", "c", ["f"]),
+        (f"a {CALL}</think>c {SECOND} d", "a", "c d", ["f", "g"]),
+        (f"a {CALL}</thi", "a </thi", "", ["f"]),
+        ("The <tool_call> tag, hm.</think>b", "The <tool_call> tag, hm.", "b", []),
+        (f"The <tool_call> tag, hm.</think>b {CALL}", "The <tool_call> tag, hm.", "b", ["f"]),
+        ("a <tool_ca", "a <tool_ca", "", []),
+        (f"{CALL}", "", "", ["f"]),
+    ],
+)
+def test_a_call_within_thinking_is_a_call(text: str, reasoning: str, content: str, names: list[str]) -> None:
+    whole = merged(run(hermes(), text))
+    assert whole[:2] == (reasoning, content)
+    assert [name for _, name, _ in whole[2]] == names
+    for _, name, arguments in whole[2]:
+        assert json.loads(arguments) == ({"a": "</think>"} if name == "f" else {})
+    assert merged(run(hermes(), *text)) == whole
+    rng = random.Random(text)
+    for _ in range(200):
+        cuts = sorted(rng.randrange(len(text) + 1) for _ in range(6))
+        assert merged(run(hermes(), *map(text.__getitem__, map(slice, [0, *cuts], [*cuts, None])))) == whole
+
+
+def test_of_the_calls_the_first_few_count() -> None:
+    text = f"a</think>b {CALL} c {SECOND} d"
+    pipeline = hermes(max_calls=1)
+    reasoning, content, calls = merged(run(pipeline, text))
+    assert (reasoning, content, [name for _, name, _ in calls]) == ("a", "b c d", ["f"])
+    assert pipeline.num_calls == 1
+    everything = hermes()
+    run(everything, text)
+    assert everything.num_calls == 2
+
+
+def test_special_tokens_that_no_parser_read_are_taken_out() -> None:
+    special = MarkerScanner(["[TOOL_CALLS]", "[THINK]", "[/THINK]", "<s>", "<pad>"])
+    text = '<s>[THINK]a<pad> b[/THINK]c <s>d[THINK]e <pa[TOOL_CALLS]f{"x": "<s>"}<pad>'
+
+    def make() -> OutputPipeline:
+        tools = tool_parsers.make_parser("mistral", None, make_id=lambda: "call_123456789")
+        return OutputPipeline(
+            formats.get("mistral").parser(opened=True), tools, special_tokens=SpecialTokenFilter(special)
+        )
+
+    expected = ("a b", "c de <pa", [("123456789", "f", '{"x": "<s>"}')])
+    assert merged(run(make(), text)) == expected
+    assert merged(run(make(), *text)) == expected
+
+
+def test_a_filter_alone() -> None:
+    pipeline = OutputPipeline(special_tokens=SpecialTokenFilter(MarkerScanner(["<s>"])))
+    assert run(pipeline, "<", "s", ">a<", "b<s") == [TextDelta("a"), TextDelta("<b"), TextDelta("<s")]
