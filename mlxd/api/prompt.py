@@ -10,13 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
+from mlxd.api.grammars import constrain
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.chat.format import AnswerFormat
 from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.structured import StructuredOutput
 from mlxd.chat.tools import read_tool_choice, read_tools
 from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
+from mlxd.step import GrammarSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +32,13 @@ class ChatPrompt:
     token_ids: list[int]
     answer: AnswerFormat
     thinking: ThinkingParams | None
+    grammar: GrammarSpec | None = None
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
-        """`plan` with what the answer's format asks of the engine.
-
-        A grammar for `answer.tool_choice` over `answer.tools` belongs here too.
-        """
+        """`plan` with what the answer's format asks of the engine."""
         return replace(
             plan,
+            sampling=msgspec.structs.replace(plan.sampling, grammar=self.grammar),
             skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
             thinking=self.thinking,
         )
@@ -66,6 +70,7 @@ async def encode_conversation(
     parallel_tool_calls: bool | None = None,
     thinking_token_budget: int | None = None,
     insists_on_budget: bool = True,
+    structured: StructuredOutput | None = None,
     add_generation_prompt: bool = True,
     continue_final_message: bool = False,
     add_special_tokens: bool = False,
@@ -77,7 +82,8 @@ async def encode_conversation(
 
     Raises:
         InvalidRequestError: the tools or the choice are wrong, the template has no room for this
-            conversation, the model has no template, or its thinking cannot be limited.
+            conversation, the model has no template, its thinking cannot be limited, or the answer's form
+            (`structured`, or that of a call) cannot be enforced.
     """
     specs = read_tools(tools)
     choice = read_tool_choice(tool_choice, specs, parallel=parallel_tool_calls)
@@ -98,7 +104,8 @@ async def encode_conversation(
     if rendered.answer.thinking_tags is None and not insists_on_budget:
         thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
-    return ChatPrompt(rendered.text, token_ids, rendered.answer, thinking)
+    grammar = await constrain(model, rendered.answer, structured)
+    return ChatPrompt(rendered.text, token_ids, rendered.answer, thinking, grammar)
 
 
 def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:

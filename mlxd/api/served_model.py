@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 
 from mlxd import __version__
+from mlxd.api.grammar_cache import GrammarCache
 from mlxd.chat.format import ChatFormat
 from mlxd.chat.template import ChatTemplate, no_chat_template
 from mlxd.config import ChatConfig, ModelConfig
@@ -35,6 +36,7 @@ class ServedModel:
         "_engine",
         "_fingerprint",
         "created",
+        "grammars",
         "names",
         "owned_by",
         "root",
@@ -44,6 +46,7 @@ class ServedModel:
         self._engine = engine
         self._chat_config = chat
         self.created = created
+        self.grammars = GrammarCache()
         self.owned_by = config.owned_by
         self.names: tuple[str, ...] = config.served_names or (config.path or DEFAULT_NAME,)
         self.root = config.path or self.names[0]

@@ -22,6 +22,9 @@ from mlxd.step import GrammarSpec, SlotInit
 NUM_COMPILED = 64
 """Compiled grammars that are kept; a copy for a request takes a few microseconds."""
 
+MAX_LEADING_SPACES = 2
+"""Tokens of white space that a model may put between a trigger and what the grammar wants."""
+
 Bitmask = npt.NDArray[np.uint8]
 """One bit a token, lowest first: set where the token may come. Whole bytes that cover the vocabulary."""
 
@@ -116,6 +119,8 @@ class Vocabulary:
         self.num_bytes = (vocab_size + 7) // 8
         # Which of the tokens llguidance takes for the end; which ones end a request is not for it to say.
         self.eos_token_ids: tuple[int, ...] = tuple(self._tokenizer.eos_tokens)
+        spellings = [self.tokens_of(text) for text in (b"\n", b"\n\n", b" ")]
+        self.space_token_ids = tuple(tokens[0] for tokens in spellings if len(tokens) == 1)
 
     def matcher(self, grammar: str) -> LLMatcher:
         """A matcher at its beginning; what is wrong with the grammar is its error."""
@@ -123,11 +128,13 @@ class Vocabulary:
         return LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
 
     def bytes_of(self, token: int) -> bytes:
-        return self._tokenizer.decode_bytes([token])
+        text: bytes = self._tokenizer.decode_bytes([token])
+        return text
 
     def tokens_of(self, text: bytes) -> list[int]:
         """Some tokens that spell `text`."""
-        return self._tokenizer.tokenize_bytes(text)
+        tokens: list[int] = self._tokenizer.tokenize_bytes(text)
+        return tokens
 
 
 class GrammarRow(Protocol):
@@ -175,6 +182,8 @@ class ConstrainedRow:
         self._tail = b""
         """the end of free output: no trigger, perhaps the beginning of one"""
         self._has_begun = False
+        self._num_spaces_left = 0
+        """above 0 behind a trigger, until the grammar's own text begins"""
         self._error: str | None = None
 
     def sampled(self, step: Step, place: int) -> None:
@@ -211,6 +220,8 @@ class ConstrainedRow:
         _clear(bitmask, self._stops)
         if not self._has_begun:
             _set(bitmask, self._spec.opening_token_ids)
+        if self._num_spaces_left:
+            _set(bitmask, self._vocabulary.space_token_ids)
         must_stop = not bitmask.any()
         if matcher.is_accepting():
             _set(bitmask, self._stops)
@@ -230,15 +241,31 @@ class ConstrainedRow:
         if self._error is not None or token < 0 or token in self._stops:
             return
         if not self._has_begun:
-            if not self._triggers_first and token not in self._spec.opening_token_ids:
-                self._enter_grammar()
             self._has_begun = True
+            if token in self._spec.opening_token_ids:
+                self._matcher = None
+            elif not self._triggers_first:
+                self._enter_grammar()
         if self._matcher is None:
             self._accept_free(self._vocabulary.bytes_of(token))
-        elif not self._matcher.consume_token(token):
-            self._fail(self._matcher)
-        elif self._spec.repeats and self._matcher.is_stopped():
+        elif not self._skips_space(self._matcher, token):
+            self._consume(self._matcher, [token])
+
+    def _consume(self, matcher: LLMatcher, tokens: list[int]) -> None:
+        if not matcher.consume_tokens(tokens):
+            self._fail(matcher)
+        elif self._spec.repeats and matcher.is_stopped():
             self._matcher = None
+
+    def _skips_space(self, matcher: LLMatcher, token: int) -> bool:
+        """Whether this token is white space between a trigger and the grammar."""
+        if not self._num_spaces_left:
+            return False
+        if matcher.validate_tokens([token]) == 0 and self._vocabulary.bytes_of(token).isspace():
+            self._num_spaces_left -= 1
+            return True
+        self._num_spaces_left = 0
+        return False
 
     def _accept_free(self, text: bytes) -> None:
         """Looks for a trigger; what follows the first one is the grammar's."""
@@ -249,13 +276,16 @@ class ConstrainedRow:
             return
         self._tail = b""
         self._enter_grammar()
+        rest = self._vocabulary.tokens_of(tail[min(ends) :].lstrip())
         matcher = self._matcher
-        if matcher is None or matcher.consume_tokens(self._vocabulary.tokens_of(tail[min(ends) :])):
+        if matcher is None:
             return
-        if self._spec.repeats:  # it has not been held to the grammar yet, and this is no call
-            self._matcher = None
+        if not rest:
+            self._num_spaces_left = MAX_LEADING_SPACES
+        elif self._spec.repeats and matcher.validate_tokens(rest) < len(rest):
+            self._matcher = None  # it was not held to the grammar yet, and says something else
         else:
-            self._fail(matcher)
+            self._consume(matcher, rest)
 
     def _enter_grammar(self) -> None:
         if self._matcher is not None:

@@ -180,14 +180,18 @@ class Sampler:
 
     def _constrain(self, logits: mx.array, rows: Sequence[_Row]) -> mx.array:
         """Minus infinity for what a row's grammar does not allow."""
-        places = [place for place, row in enumerate(rows) if row.constraint.bitmask is not None]
-        if not places:
+        bitmasks = {
+            place: row.constraint.bitmask
+            for place, row in enumerate(rows)
+            if row.constraint.bitmask is not None
+        }
+        if not bitmasks:
             return logits
-        bitmasks = np.stack([rows[place].constraint.bitmask for place in places])
-        biases = self._byte_biases[mx.array(bitmasks)].reshape(len(places), -1)[:, : self.vocab_size]
-        if len(places) == len(rows):
+        packed = mx.array(np.stack(list(bitmasks.values())))
+        biases = self._byte_biases[packed].reshape(len(bitmasks), -1)[:, : self.vocab_size]
+        if len(bitmasks) == len(rows):
             return logits + biases
-        return logits.at[mx.array(places, dtype=mx.int32)].add(biases)
+        return logits.at[mx.array(list(bitmasks), dtype=mx.int32)].add(biases)
 
 
 _GREEDY = -1

@@ -208,12 +208,17 @@ def test_an_output_may_open_with_thinking(driver: Driver, bias: float, thinks: b
 
 
 def test_a_lazy_grammar_holds_behind_each_trigger(driver: Driver) -> None:
-    """The trigger is two letters here, so that a random model finds it, in one token or in two."""
+    """The trigger is two letters here, so that a random model finds it, in one token or in two.
+
+    A token that ends it and brings text along was free to say anything, so there is none here.
+    """
+    bias = {TOKENIZER.token_to_id(text): 5.0 for text in ("a", "b", "ab")}
+    bias |= {TOKENIZER.token_to_id("b" + other): -100.0 for other in "abxyz{}:0"}
     params = constrained(
         LLMatcher.grammar_from_regex("[0-9]{3};"),
         triggers=("ab",),
         repeats=True,
-        logit_bias={TOKENIZER.token_to_id(text): 5.0 for text in ("a", "b", "ab")},
+        logit_bias=bias,
     )
     sequences = [
         driver.add(prompt_of(5, seed), msgspec.structs.replace(params, seed=seed)) for seed in range(6)
@@ -222,7 +227,7 @@ def test_a_lazy_grammar_holds_behind_each_trigger(driver: Driver) -> None:
     num_calls = 0
     for sequence in sequences:
         text = TOKENIZER.decode(sequence.outputs[:60], skip_special_tokens=False)
-        calls = re.findall(r"ab(.{0,4})", text, re.DOTALL)
+        calls = re.findall(r"ab\s{0,4}(.{0,4})", text, re.DOTALL)
         num_calls += len(calls)
         for call in calls:
             assert re.match(r"[0-9]{0,3}$|[0-9]{3};", call), text

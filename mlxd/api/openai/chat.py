@@ -16,12 +16,14 @@ from mlxd.api.openai.message import finish_reason, whole_message
 from mlxd.api.openai.messages import template_messages
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import ChatCompletionRequest, ChatMessage
+from mlxd.api.openai.structured import read_structured_output
 from mlxd.api.openai.usage import Usage
 from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline
+from mlxd.chat.structured import StructuredOutput
 from mlxd.engine.request import RequestOutput
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 from mlxd.text.tokenizer import Tokenizer
@@ -55,6 +57,7 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
         continue_final_message=fields.continue_final_message,
         add_special_tokens=fields.add_special_tokens,
         kwargs=_template_kwargs(fields, budget),
+        structured=read_structured_output(fields),
     )
     pipelines = prompt.pipelines(
         plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
@@ -102,6 +105,7 @@ async def encode_chat(
     continue_final_message: bool | None,
     add_special_tokens: bool | None,
     kwargs: Mapping[str, Any],
+    structured: StructuredOutput | None = None,
 ) -> ChatPrompt:
     """The prompt. A generation prompt is added unless the final message is to be continued.
 
@@ -132,6 +136,7 @@ async def encode_chat(
         continue_final_message=bool(continue_final_message),
         add_special_tokens=bool(add_special_tokens),
         kwargs=kwargs,
+        structured=structured,
     )
 
 

@@ -5,15 +5,19 @@ It does not know how tokens are sampled or frames framed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import msgspec
+
 from mlxd.api.generation import gather_outputs, stream_answer
+from mlxd.api.grammars import constrain_text
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import CompletionFrames, Envelope
 from mlxd.api.openai.logprobs import CompletionLogprobs, mean_logprob
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import CompletionRequest
+from mlxd.api.openai.structured import read_structured_output
 from mlxd.api.openai.usage import Usage
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
@@ -41,6 +45,10 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         max_tokens=fields.max_tokens,
         num_logprobs=fields.logprobs,
     )
+    structured = read_structured_output(fields)
+    if structured is not None:
+        grammar = await constrain_text(model, structured)
+        plan = replace(plan, sampling=msgspec.structs.replace(plan.sampling, grammar=grammar))
     # What the queue cannot take even when it is empty would be refused as overload, again and again.
     max_prompts = min(
         services.config.limits.max_prompts, services.config.scheduler.max_queue // plan.num_sampled

@@ -5,8 +5,6 @@ It does not know messages, prompts' text or answers.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from mlxd.api.openai.schema import ChatCompletionRequest, GenerationFields
@@ -18,11 +16,6 @@ from mlxd.text.model_files import ModelFiles
 _REFUSED = (
     "suffix",
     "prompt_logprobs",
-    "structured_outputs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
     "functions",
     "function_call",
     "audio",
@@ -45,8 +38,6 @@ def refuse_unsupported(fields: GenerationFields) -> None:
         value = getattr(fields, name, None)
         if value is not None and value is not False and value not in ("", [], {}):
             raise _unsupported(name)
-    if _asks_for_json(fields.response_format):
-        raise _unsupported("response_format")
     if isinstance(fields, ChatCompletionRequest):
         if fields.echo:
             raise _unsupported("echo")
@@ -60,10 +51,6 @@ def _unsupported(name: str) -> InvalidRequestError:
     return InvalidRequestError(
         f"{name}: not supported by this server", param=name, code="unsupported_parameter"
     )
-
-
-def _asks_for_json(response_format: Any) -> bool:
-    return response_format not in (None, {"type": "text"})
 
 
 def plan_sequences(

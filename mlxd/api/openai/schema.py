@@ -72,16 +72,18 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     prompt_cache_retention: str | None = None
     prediction: Any = None
 
-    # Known, and refused where they ask for something (openai/sampling.py).
-    echo: bool | None = None
-    suffix: str | None = None
-    prompt_logprobs: int | None = None
     response_format: Any = None
     structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
     guided_grammar: Any = None
+    """these six are checked by openai/structured.py"""
+
+    # Known, and refused where they ask for something (openai/sampling.py).
+    echo: bool | None = None
+    suffix: str | None = None
+    prompt_logprobs: int | None = None
     reasoning_effort: ReasoningEffort | None = None
     thinking_token_budget: ThinkingBudget | None = None
 

@@ -1,0 +1,47 @@
+"""Grammars for the worker, compiled before a request is admitted: what is wrong with one is a 400.
+
+It does not know dialects, or what the grammars say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+
+from mlxd.chat.structured import compile_error
+from mlxd.errors import InvalidRequestError
+
+NUM_KNOWN = 256
+
+
+class GrammarCache:
+    """Remembers which grammars compile: agents send the same few again and again."""
+
+    __slots__ = ("_check", "_errors")
+
+    def __init__(self, check: Callable[[str], str | None] = compile_error) -> None:
+        self._check = check
+        self._errors: OrderedDict[str, str | None] = OrderedDict()
+
+    async def check(self, grammar: str, param: str) -> None:
+        """Compile it, unless it is known.
+
+        Raises:
+            InvalidRequestError: it cannot be enforced, with the reason; the error names `param`.
+        """
+        error = await self.error(grammar)
+        if error is not None:
+            raise InvalidRequestError(f"{param}: {error}", param=param)
+
+    async def error(self, grammar: str) -> str | None:
+        """Why it cannot be enforced; None where it can."""
+        errors = self._errors
+        if grammar in errors:
+            errors.move_to_end(grammar)
+            return errors[grammar]
+        error = await asyncio.to_thread(self._check, grammar)
+        errors[grammar] = error
+        if len(errors) > NUM_KNOWN:
+            errors.popitem(last=False)
+        return error

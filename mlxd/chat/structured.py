@@ -1,0 +1,145 @@
+"""Grammars for what an answer must be: JSON, a JSON schema, a pattern, one of some texts, a grammar given.
+
+It does not know requests, tokens or models. llguidance compiles and enforces them in the worker; what it
+would not enforce is refused here, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLMatcher
+from llguidance.gbnf_to_lark import any_to_lark
+
+from mlxd.errors import InvalidRequestError
+
+Grammar = Mapping[str, Any]
+"""One of llguidance's: {"lark_grammar": text} or {"json_schema": schema}."""
+
+# Unbounded white space is where small models get lost.
+WHITESPACE_PATTERN = r"\n?[ \t]{0,40}"
+
+ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+_SUBSCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains")
+_SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+_NOT_ENFORCED = ("$recursiveRef", "disallow", "divisibleBy", "extends")
+"""Assertions of older drafts that llguidance passes over. Newer ones that it lacks it refuses itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class StructuredOutput:
+    """What an answer must be, and the request's field that says so."""
+
+    grammar: Grammar
+    param: str
+
+
+def json_schema(schema: Any, param: str) -> StructuredOutput:
+    """The JSON values that the schema allows.
+
+    Raises:
+        InvalidRequestError: it is no schema, or asks for what cannot be enforced (also raised by
+            `compile_error`, later: much of it only compiling can tell).
+    """
+    if not isinstance(schema, dict | bool):
+        raise InvalidRequestError(f"{param}: expected a JSON schema, an object", param=param)
+    try:
+        return StructuredOutput({"json_schema": enforceable(schema)}, param)
+    except ValueError as error:
+        raise InvalidRequestError(f"{param}: {error}", param=param) from error
+
+
+def regex(pattern: Any, param: str) -> StructuredOutput:
+    """The texts that a regular expression (in Rust's syntax) matches from end to end."""
+    text = _text(pattern, param)
+    [grammar] = json.loads(LLMatcher.grammar_from_regex(text))["grammars"]
+    return StructuredOutput(grammar, param)
+
+
+def choice(texts: Any, param: str) -> StructuredOutput:
+    """One of some texts."""
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text for text in texts):
+        raise InvalidRequestError(f"{param}: expected a list of texts, none of them empty", param=param)
+    alternatives = " | ".join(literal(text) for text in dict.fromkeys(texts))
+    return StructuredOutput({"lark_grammar": f"start: {alternatives}"}, param)
+
+
+def grammar(text: Any, param: str) -> StructuredOutput:
+    """A grammar in Lark (llguidance's dialect) or GBNF (llama.cpp's): rules with `::=` are GBNF."""
+    source = _text(text, param)
+    try:
+        lark = any_to_lark(source)
+    except Exception as error:  # whatever the converter stumbles over
+        raise InvalidRequestError(f"{param}: not a GBNF grammar: {error}", param=param) from error
+    return StructuredOutput({"lark_grammar": lark}, param)
+
+
+def literal(text: str) -> str:
+    """A text in Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def compose(start: str, parts: Mapping[str, Grammar]) -> str:
+    """llguidance's text: `start` is the body of the start rule, in Lark, and calls the parts `@name`."""
+    named = [{**part, "name": name} for name, part in parts.items()]
+    return json.dumps({"grammars": [{"name": "main", "lark_grammar": f"start: {start}"}, *named]})
+
+
+def compile_error(text: str) -> str | None:
+    """What is wrong with a grammar, in words for the client; None where nothing is.
+
+    It may take long, and releases the interpreter.
+    """
+    is_error, messages = LLMatcher.validate_grammar_with_warnings(text)
+    return str(messages[0])[:1000] if is_error else None
+
+
+def enforceable(schema: dict[str, Any] | bool) -> dict[str, Any] | bool:
+    """The schema as llguidance takes it, less what it need not be told.
+
+    ValueError, naming the keyword: something that nobody would enforce.
+    """
+    if isinstance(schema, bool):
+        return schema
+    if "x-guidance" in schema:
+        raise ValueError("x-guidance is not a keyword of JSON schema")
+    return {**_lowered(schema), "x-guidance": {"whitespace_pattern": WHITESPACE_PATTERN}}
+
+
+def _lowered(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    for keyword in _NOT_ENFORCED:
+        if keyword in schema:
+            raise ValueError(f"the keyword {keyword!r} is not supported")
+    changed = {key: _lowered_keyword(key, value) for key, value in schema.items()}
+    if changed.get("uniqueItems") is False:
+        del changed["uniqueItems"]
+    # llguidance counts a key that comes twice as two, which it is not for who reads the object.
+    least, required = changed.get("minProperties"), changed.get("required", ())
+    if isinstance(least, int) and isinstance(required, Sequence):
+        if least > max(1, len(set(map(str, required)))):
+            raise ValueError(f"minProperties {least} is more than the number of required properties")
+        if least <= len(set(map(str, required))):
+            del changed["minProperties"]
+    return changed
+
+
+def _lowered_keyword(key: str, value: Any) -> Any:
+    if key in _SUBSCHEMA_MAPS and isinstance(value, dict):
+        return {name: _lowered(part) for name, part in value.items()}
+    if key in _SUBSCHEMA_LISTS and isinstance(value, list):
+        return [_lowered(part) for part in value]
+    return _lowered(value) if key in _SUBSCHEMAS else value
+
+
+def _text(value: Any, param: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError(f"{param}: expected a text, not an empty one", param=param)
+    return value

@@ -1,0 +1,177 @@
+"""Fields that ask for an answer of a certain form: what reaches the worker, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher
+
+from mlxd.step import GrammarSpec
+from tests.unit.api.fakes import FILES, FakeEngine, call, make_app
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+Send = Callable[..., Any]
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> FakeEngine:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    engine = FakeEngine()
+    engine.files = replace(FILES, path=tmp_path)
+    return engine
+
+
+def ask(engine: FakeEngine, fields: dict[str, Any], path: str = CHAT) -> Any:
+    prompt = {"messages": [{"role": "user", "content": "hi"}]} if path == CHAT else {"prompt": "hi"}
+    return call(make_app(engine), "POST", path, json=prompt | fields)
+
+
+def grammar_of(engine: FakeEngine) -> GrammarSpec | None:
+    [request] = engine.submitted
+    return request.sampling.grammar
+
+
+ASKS: list[dict[str, Any]] = [
+    {"response_format": {"type": "json_object"}},
+    {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": OBJECT}}},
+    {"response_format": {"type": "json_schema", "json_schema": {"schema": OBJECT, "strict": False}}},
+    {"structured_outputs": {"json": OBJECT, "regex": None}},
+    {"structured_outputs": {"json_object": True}},
+    {"guided_json": OBJECT},
+    {"guided_json": '{"type": "integer"}'},
+    {"guided_regex": "[a-z]+ (b|c)"},
+    {"guided_choice": ["one", 'tw"o', "three\n", "日本"]},
+    {"guided_grammar": 'root ::= "a" [0-9]+'},
+    {"guided_grammar": 'start: "a" /[0-9]+/'},
+]
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS])
+@pytest.mark.parametrize("fields", ASKS, ids=str)
+def test_a_form_becomes_a_grammar_that_compiles(
+    engine: FakeEngine, fields: dict[str, Any], path: str
+) -> None:
+    assert ask(engine, fields, path).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and spec.triggers == ()
+    assert LLMatcher.validate_grammar(spec.grammar) == ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "text"}},
+        {"response_format": None},
+        {"structured_outputs": {"json_object": False}},
+    ],
+    ids=str,
+)
+def test_any_text_needs_no_grammar(engine: FakeEngine, fields: dict[str, Any]) -> None:
+    assert ask(engine, fields).status_code == 200
+    assert grammar_of(engine) is None
+
+
+SCHEMA_PARAM = "response_format.json_schema.schema"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": "json"}, "response_format.type"),
+        ({"response_format": {"type": "structural_tag"}}, "response_format.type"),
+        ({"response_format": {"type": "json_schema"}}, SCHEMA_PARAM),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": 5}}}, SCHEMA_PARAM),
+        ({"guided_json": "{"}, "guided_json"),
+        ({"guided_json": [1]}, "guided_json"),
+        ({"guided_regex": 5}, "guided_regex"),
+        ({"guided_regex": "(?=a)b"}, "guided_regex"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["a", ""]}, "guided_choice"),
+        ({"guided_choice": "ab"}, "guided_choice"),
+        ({"guided_grammar": ""}, "guided_grammar"),
+        ({"guided_grammar": "start: NOTHING"}, "guided_grammar"),
+        ({"guided_grammar": "root ::= ("}, "guided_grammar"),
+        ({"structured_outputs": {"json": OBJECT, "regex": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
+        ({"structured_outputs": "a"}, "structured_outputs"),
+        ({"guided_regex": "a", "guided_choice": ["a"]}, "guided_choice"),
+        ({"guided_regex": "a", "ignore_eos": True}, "ignore_eos"),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_is_a_400_that_names_it(engine: FakeEngine, fields: dict[str, Any], param: str) -> None:
+    response = ask(engine, fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert not engine.submitted
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "uniqueItems": True},
+        {"type": "array", "contains": {"type": "integer"}},
+        {"not": {"type": "integer"}},
+        {"if": {"type": "integer"}, "then": {"minimum": 3}},
+        {"type": "object", "dependentRequired": {"a": ["b"]}},
+        {"type": "object", "dependentSchemas": {"a": {"required": ["b"]}}},
+        {"type": "object", "dependencies": {"a": ["b"]}},
+        {"type": "object", "propertyNames": {"pattern": "^a"}},
+        {"type": "object", "unevaluatedProperties": False},
+        {"type": "array", "unevaluatedItems": False},
+        {"type": "object", "minProperties": 2},
+        {"type": "object", "properties": {"a": {"type": "array", "items": {"minProperties": 2}}}},
+        {"$recursiveRef": "#"},
+        {"$dynamicRef": "#a"},
+        {"$ref": "https://example.com/schema"},
+        {"$ref": "#/$defs/missing"},
+        {"type": "string", "format": "regex"},
+        {"type": "string", "pattern": "(a)\\1"},
+        {"type": "strin"},
+        {"type": "integer", "minimum": 5, "maximum": 3},
+        {"oneOf": [{"type": "number"}, {"type": "integer"}]},
+        {"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True},
+        False,
+    ],
+    ids=str,
+)
+def test_a_schema_that_nobody_would_enforce_is_refused(engine: FakeEngine, schema: Any) -> None:
+    response = ask(engine, {"guided_json": schema})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "guided_json"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "integer"}, "uniqueItems": False},
+        {"type": "object", "properties": {"a": {}, "b": {}}, "required": ["a", "b"], "minProperties": 2},
+        {"type": "object", "minProperties": 1},
+        {
+            "title": "T",
+            "description": "d",
+            "examples": [1],
+            "default": 1,
+            "$comment": "c",
+            "deprecated": True,
+        },
+        True,
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_not_refused(engine: FakeEngine, schema: Any) -> None:
+    assert ask(engine, {"guided_json": schema}).status_code == 200
+
+
+def test_a_model_without_tokenizer_json_is_held_to_nothing(engine: FakeEngine, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").unlink()
+    response = ask(engine, {"guided_regex": "a"})
+    assert response.status_code == 400
+    assert "tokenizer.json" in response.json()["error"]["message"]
