@@ -40,9 +40,7 @@ class TrustedProxies:
                 try:
                     self._networks.append(ip_network(entry, strict=False))
                 except ValueError:
-                    raise ConfigError(
-                        f"server.trusted_proxies: {entry!r} is no address, network or {UNIX!r}"
-                    ) from None
+                    raise ConfigError(f"{entry!r} is no address, network or {UNIX!r}") from None
 
     def client_address(self, request: HTTPRequest) -> str:
         """The client's address, or `unix` where all that is known is a Unix socket."""

@@ -182,6 +182,17 @@ def test_calls_cannot_be_insisted_on_and_left_unread() -> None:
     assert "tool_call_parser is none" in problem(flags={**insist, "chat.tool_call_parser": flag("none")})
 
 
+@pytest.mark.parametrize("entries", ["10.0.0.0/8", "10.0.0.1,unix,::1", "2001:db8::/32"])
+def test_trusted_proxies(entries: str) -> None:
+    proxies = load(None, {"MLXD_SERVER_TRUSTED_PROXIES": entries}, {}).server.trusted_proxies
+    assert proxies == tuple(entries.split(","))
+
+
+def test_a_trusted_proxy_that_is_none_is_named(tmp_path: Path) -> None:
+    message = problem(path=write(tmp_path, "server:\n  trusted_proxies: [10.0.0.0/8, nginx]\n"))
+    assert message.endswith(":2: server.trusted_proxies: 'nginx' is no address, network or 'unix'")
+
+
 class TestApiKeys:
     def yaml(self, folder: Path, entries: str) -> Path:
         return write(folder, f"limits:\n  api_keys:\n{entries}")
@@ -204,9 +215,30 @@ class TestApiKeys:
         ]
         assert all(k.key_file is None and k.key_env is None for k in resolved.limits.api_keys)
 
+    def test_what_a_key_may_do(self, tmp_path: Path) -> None:
+        limits = "rate_limit: 60, token_rate_limit: 0, token_quota: 1000000, priority: -2, weight: 2"
+        config = load(self.yaml(tmp_path, f"  - {{name: a, key: k, {limits}}}\n  - {{key: l}}\n"), {}, {})
+        assert resolve_secrets(config, {}).limits.api_keys == (
+            ApiKeyConfig(
+                name="a",
+                key="k",
+                rate_limit=60,
+                token_rate_limit=0,
+                token_quota=1_000_000,
+                priority=-2,
+                weight=2.0,
+            ),
+            ApiKeyConfig(key="l"),
+        )
+
     @pytest.mark.parametrize(
         ("entries", "expected"),
         [
+            (
+                "  - {key: a, weight: 0}\n",
+                ":3: limits.api_keys[0].weight: 0 is not allowed; expected a number",
+            ),
+            ("  - {key: a, token_quota: 0}\n", ":3: limits.api_keys[0].token_quota: 0 is not allowed"),
             ("  - {name: a}\n", "entry 0 needs exactly one of key, key_file and key_env"),
             ("  - {key: a, key_env: B}\n", "exactly one"),
             ("  - {key: a}\n  - {key: b}\n", "names must differ"),

@@ -1,0 +1,122 @@
+"""What load balancers and operators are told: health by the heartbeat, status by the guide's names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlxd.step import Heartbeat
+from tests.unit.api.stack import Stack, play
+
+GUIDE_STATUS: dict[str, Any] = {
+    "status": str,
+    "model": str,
+    "uptime_s": float,
+    "steps_executed": int,
+    "num_running": int,
+    "num_waiting": int,
+    "total_requests_processed": int,
+    "total_prompt_tokens": int,
+    "total_completion_tokens": int,
+    "metal": {"active_memory_gb": float, "peak_memory_gb": float, "cache_memory_gb": float},
+    "cache": {"type": str, "entries": int, "hit_rate": float, "memory_mb": float},
+    "requests": list,
+}
+GUIDE_REQUEST: dict[str, Any] = {
+    "request_id": str,
+    "phase": str,
+    "tokens_per_second": float,
+    "ttft_s": float,
+    "progress": float,
+    "cache_hit_type": str,
+    "cached_tokens": int,
+    "generated_tokens": int,
+    "max_tokens": int,
+    # Beyond the guide, by API.md:
+    "prompt_tokens": int,
+    "queue_s": float,
+    "elapsed_s": float,
+    "completion_tokens": int,
+}
+
+
+def check(value: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, kind in expected.items():
+        if isinstance(kind, dict):
+            check(value[name], kind)
+        else:
+            assert isinstance(value[name], kind), f"{name}: {value[name]!r}"
+
+
+async def get(stack: Stack, path: str) -> tuple[int, dict[str, Any]]:
+    response = await stack.ask("GET", path)
+    return response.status, json.loads(response.body)
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+def test_an_old_heartbeat_is_503(model_folder: Path, path: str) -> None:
+    async def scenario(stack: Stack) -> None:
+        stack.time += 29.0
+        assert (await get(stack, path))[0] == 200
+        stack.time += 2.0
+        status, body = await get(stack, path)
+        assert status == 503
+        assert body == {"status": "unhealthy", "reason": "no heartbeat from the worker for 31 s"}
+        stack.worker.on_message(Heartbeat(1, 0.0))
+        assert await get(stack, path) == (200, {"status": "healthy", "model": "org/model"})
+
+    play(scenario, model_folder, {"model": {"path": "org/model"}})
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready"])
+def test_a_worker_that_beats_but_hangs_in_a_step_is_503(model_folder: Path, path: str) -> None:
+    async def scenario(stack: Stack) -> None:
+        stack.worker.on_message(Heartbeat(1, 31.0))
+        status, body = await get(stack, path)
+        assert (status, body["reason"]) == (503, "one step has been running for 31 s")
+
+    play(scenario, model_folder)
+
+
+def test_a_dead_worker_is_503_until_the_next_one_is_there(
+    model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxd.engine.supervisor.RESTART_DELAYS_SECONDS", (0.05,))
+
+    async def scenario(stack: Stack) -> None:
+        stack.worker.die()
+        await stack.until(lambda: not stack.is_ready())
+        for path in ("/health", "/health/ready"):
+            status, body = await get(stack, path)
+            assert (status, "restarting" in body["reason"]) == (503, True)
+        assert (await get(stack, "/v1/status"))[1]["status"] == "not_loaded"
+        await stack.until(stack.is_ready)
+        assert (await get(stack, "/health"))[0] == 200
+
+    play(scenario, model_folder)
+
+
+def test_status_has_the_guides_names_and_types(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        client = stack.connect()
+        ask = {"prompt": [3, 4, 5], "max_tokens": 100, "ignore_eos": True, "stream": True, "n": 2}
+        await client.send("POST", "/v1/completions", ask)
+        await stack.until(lambda: b"data:" in client.output)
+        stack.worker.hold = True
+        stack.time += 2.0
+        _, status = await get(stack, "/v1/status")
+        check(status, GUIDE_STATUS)
+        assert (status["status"], status["num_running"], status["uptime_s"]) == ("running", 1, 2.0)
+        for request in status["requests"]:
+            phase = request["phase"]
+            assert phase in ("queued", "prefill", "generation")
+            check(request, GUIDE_REQUEST if phase == "generation" else GUIDE_REQUEST | {"ttft_s": type(None)})
+        assert [r["phase"] for r in status["requests"]] == ["generation", "queued"]
+        assert 0 < status["requests"][0]["progress"] < 1
+        await client.lose()
+        stack.worker.release_held()
+
+    play(scenario, model_folder, {"model": {"path": "org/model"}, "scheduler": {"max_num_seqs": 1}})
