@@ -50,6 +50,11 @@ class ToolFormat(ABC):
     preserve_special_tokens: ClassVar[bool] = False
     template_hints: ClassVar[tuple[str, ...]] = ()
     model_types: ClassVar[tuple[str, ...]] = ()
+    scanner: ClassVar[MarkerScanner]
+
+    def __init_subclass__(cls) -> None:
+        if hasattr(cls, "markers"):
+            cls.scanner = MarkerScanner(cls.markers + cls.openings)
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -119,10 +124,9 @@ class StreamingToolParser:
 
     def _read(self) -> Reading[None]:
         source, events = self._session.source, self._session.events
-        scanner = MarkerScanner(self._format.markers + self._format.openings)
         source.record()
         yield from attempt(self._session, self._format.read_beginning())
-        while opening := (yield from source.copy_until(scanner, events.text, is_prose=True)):
+        while opening := (yield from source.copy_until(self._format.scanner, events.text, is_prose=True)):
             if self._format.is_prose(opening):
                 events.text(opening)
                 continue

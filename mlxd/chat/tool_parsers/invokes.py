@@ -9,6 +9,7 @@ import re
 from typing import ClassVar
 
 from mlxd.chat.tool_parsers.base import ToolFormat
+from mlxd.chat.tool_parsers.call import Session
 from mlxd.chat.tool_parsers.parameters import ParameterWriter
 from mlxd.chat.tool_parsers.schema import Types
 from mlxd.chat.tool_parsers.source import Malformed, Reading
@@ -28,12 +29,16 @@ class InvokeFormat(ToolFormat):
     blocks: ClassVar[tuple[str, ...]]
     trims_newlines: ClassVar[bool] = True
 
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._invoke = f"<{self.prefix}invoke"
+        self._parameter, self._parameter_end = f"<{self.prefix}parameter", f"</{self.prefix}parameter>"
+        self._ends = (f"</{self.prefix}invoke>", *(f"</{block}>" for block in self.blocks))
+        self._value_ends = MarkerScanner((self._parameter_end, *self._ends))
+
     def read(self, opening: str) -> Reading[None]:
         source = self.source
-        invoke, invoke_end = f"<{self.prefix}invoke", f"</{self.prefix}invoke>"
-        parameter, parameter_end = f"<{self.prefix}parameter", f"</{self.prefix}parameter>"
-        ends = (invoke_end, *(f"</{block}>" for block in self.blocks))
-        value_ends = MarkerScanner((parameter_end, parameter, *ends))
+        invoke, parameter, ends = self._invoke, self._parameter, self._ends
         found = opening
         if opening != invoke:
             found = yield from source.expect(invoke)
@@ -46,12 +51,12 @@ class InvokeFormat(ToolFormat):
             while tag not in ends:
                 attributes = yield from self._read_attributes()
                 key = _attribute("name", attributes)
-                tag = yield from parameters.add(key, value_ends, self.value_types(key, attributes))
-                if tag == parameter_end:
+                tag = yield from parameters.add(key, self._value_ends, self.value_types(key, attributes))
+                if tag == self._parameter_end:
                     tag = yield from source.expect(parameter, *ends)
             parameters.close()
             call.end()
-            if tag != invoke_end:
+            if tag != ends[0]:
                 return
             found = yield from source.accept(invoke, *ends[1:])
 

@@ -109,7 +109,7 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
             raise Malformed
         else:
             yield from JsonReader(source, JsonOutput(_discard)).read()
-        if (yield from source.expect(",", "}")) == "}":
+        if (yield from source.expect(",", "}")) == "}" or (yield from source.accept("}")):
             return has_arguments
 
 

@@ -89,11 +89,12 @@ class ValueReader(ABC):
                 closer = closers[-1]
                 if separator is None:  # a value has ended
                     character = yield from self._next()
-                    output.hold(self._space)
                     if character == ",":
                         source.position += 1
-                        separator = ","
-                    elif character != closer:
+                        separator = self._space + ","
+                    elif character == closer:
+                        output.hold(self._space)
+                    else:
                         source.fail()
                 if separator is not None:
                     separator = self._copy_run(self.members if closer == "}" else self.items, separator)
