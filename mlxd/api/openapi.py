@@ -33,6 +33,15 @@ _STATUSES = (400, 408, 414, 431, 500, 503)
 """What any request can be answered with, whatever it asks for."""
 _STATUSES_OF_BODIES = (404, 413, 415, 429, 499, 504)
 _TEXT = {"schema": {"type": "string"}}
+_EVENTS = {
+    "schema": {
+        "type": "object",
+        "description": "One of the stream's events; `data` is JSON, or OpenAI's closing [DONE].",
+        "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+        "required": ["data"],
+    }
+}
+"""Before OpenAPI 3.2, which few tools know, the schema of an event stream is that of each event."""
 _WORD_BREAKS = str.maketrans("/", "_", "{}")
 _OWN_WORDS = {499: "Cancelled by its id", 529: "Overloaded"}
 
@@ -140,7 +149,7 @@ class OpenApiDocument:
     def _responses(self, path: str, known: Operation, schemas: dict[type, Schema]) -> dict[str, Any]:
         content = _json({} if known.response is None else schemas[known.response])
         if known.streams:
-            content["text/event-stream"] = _TEXT
+            content["text/event-stream"] = _EVENTS
         if known.text_types:
             content = dict.fromkeys(known.text_types, _TEXT)
         answers = {"200": {"description": "OK", "content": content}}
