@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     load.add_argument("--duration", type=float, metavar="SECONDS", help="send for so long")
     load.add_argument("--warmup", type=int, default=2, help="requests before, which do not count")
     load.add_argument("--abort-fraction", type=float, default=0.0, help="share of streams cut off at random")
+    load.add_argument("--invalid-fraction", type=float, default=0.0, help="share of wrong requests")
     load.add_argument("--seed", type=int, default=0)
     what = parser.add_argument_group("requests (lengths: N, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA[:MAX])")
     what.add_argument("--prompt-tokens", type=Lengths.parse, default=Lengths("fixed", 128), metavar="LENGTH")
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def build_workload(args: argparse.Namespace) -> Workload:
     """The workload that the flags describe. Raises ValueError for what does not fit together."""
-    for name in ("abort_fraction", "shared_prefix"):
+    for name in ("abort_fraction", "invalid_fraction", "shared_prefix"):
         if not 0 <= getattr(args, name) <= 1:
             raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1")
     if args.rate is not None and args.rate <= 0:
@@ -86,6 +87,7 @@ def build_workload(args: argparse.Namespace) -> Workload:
         output_tokens=args.output_tokens,
         shared_prefix=args.shared_prefix,
         abort_fraction=args.abort_fraction,
+        invalid_fraction=args.invalid_fraction,
         temperature=args.temperature,
         body=args.body,
         dataset=dataset,

@@ -70,6 +70,8 @@ class Client:
             # A server may close an idle connection just as it is used again; that is nobody's error
             # (RFC 9112, 9.3.1), and no token was produced.
             if not (record.outcome == "disconnected" and reused and not connection.received):
+                if spec.invalid:
+                    record.judge_refusal()
                 return record
 
     async def _exchange(self, connection: Connection, raw: bytes, record: Record) -> None:

@@ -86,9 +86,10 @@ class Record:
     """An `Exchange` (bench.serve.http) that keeps the figures.
 
     `start` is when the request was due (open loop) or sent (closed loop). `gaps` are the seconds between
-    one chunk with text and the next. `outcome` is `ok`, `cut` (we left on purpose), or the kind of error:
-    `http_429` and the like, `stream_error` (an error frame inside a 200), `truncated`, `disconnected`,
-    `protocol`, `connect`, `timeout`. `cut_after` chunks with text, `on_cut` is called (0: at the head).
+    one chunk with text and the next. `outcome` is `ok`, `cut` (we left on purpose), `refused` (it was wrong
+    on purpose), or the kind of error: `not_refused`, `http_429` and the like, `stream_error` (an error frame
+    inside a 200), `truncated`, `disconnected`, `protocol`, `connect`, `timeout`. `cut_after` chunks with
+    text, `on_cut` is called (0: at the head).
     """
 
     __slots__ = (
@@ -179,6 +180,13 @@ class Record:
             self.outcome = "ok" if complete else "truncated"
         else:
             self._on_whole(b"".join(self._body))
+
+    def judge_refusal(self) -> None:
+        """The request was wrong: that the server said so is `refused`, that it did not is an error."""
+        if 400 <= self.status < 500:
+            self.outcome = "refused"
+        elif self.status == 200:
+            self.outcome, self.error_message = "not_refused", "a wrong request was answered"
 
     def fail(self, kind: str, message: str, now: float) -> None:
         """End the record from outside: no connection, out of time."""

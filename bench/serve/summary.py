@@ -49,6 +49,7 @@ def summarise(load: Load, *, client_cpu_seconds: float) -> dict[str, object]:
     done = [record for record in load.records if record.outcome == "ok"]
     outcomes = Counter(record.outcome for record in load.records)
     num_cut = outcomes.pop("cut", 0)
+    num_refused = outcomes.pop("refused", 0)
     del outcomes["ok"]
     output_tokens = sum(record.output_tokens for record in done)
     prompt_tokens = sum(record.prompt_tokens for record in done)
@@ -56,6 +57,7 @@ def summarise(load: Load, *, client_cpu_seconds: float) -> dict[str, object]:
         "requests": len(load.records),
         "ok": len(done),
         "cut": num_cut,
+        "refused": num_refused,
         "errors": dict(outcomes.most_common()),
         "error_examples": _examples(load.records),
         "without_usage": sum(not record.has_usage for record in done),
@@ -118,4 +120,5 @@ def print_summary(summary: dict[str, object], console: Console) -> None:
 
 def _examples(records: Sequence[Record]) -> dict[str, str]:
     """One message for each kind of error."""
-    return {r.outcome: r.error_message for r in reversed(records) if r.outcome not in ("ok", "cut")}
+    well = ("ok", "cut", "refused")
+    return {r.outcome: r.error_message for r in reversed(records) if r.outcome not in well}

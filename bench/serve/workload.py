@@ -28,6 +28,22 @@ turn cause much mean before move right boy old too same tell does set three want
 """
 WORDS = tuple(_WORDS.split())
 
+MISTAKES: tuple[dict[str, object], ...] = (
+    {"temperature": "hot"},
+    {"temperature": 99},
+    {"top_p": -1},
+    {"max_tokens": -5},
+    {"n": 0},
+    {"stop": [""]},
+    {"logit_bias": {"word": 1}},
+    {"logit_bias": []},
+    {"stream": "yes"},
+    {"model": "no/such-model"},
+    {"messages": 7, "prompt": {}},
+    {"seed": 0.5},
+)
+"""Fields that make a request wrong whatever else it says."""
+
 Kind = Literal["fixed", "uniform", "lognormal"]
 
 
@@ -128,11 +144,15 @@ def read_dataset(path: Path) -> list[DatasetRow]:
 
 @dataclass(frozen=True, slots=True)
 class RequestSpec:
-    """A request ready to send. `cut_after`: leave after so many chunks with text; None: stay."""
+    """A request ready to send. `cut_after`: leave after so many chunks with text; None: stay.
+
+    `invalid`: the server has to refuse it.
+    """
 
     index: int
     body: bytes
     cut_after: int | None
+    invalid: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +168,8 @@ class Workload:
     shared_prefix: float = 0.0
     """share of each prompt's words that is the same in all"""
     abort_fraction: float = 0.0
+    invalid_fraction: float = 0.0
+    """share of requests that no server may take, each wrong in one of many ways"""
     temperature: float = 0.0
     body: dict[str, object] = field(default_factory=dict)
     """more fields for every request, over the ones made here"""
@@ -173,6 +195,11 @@ class Workload:
         else:
             prompt = self.text(self.calibration.words(self.prompt_tokens.draw(rng)), rng)
         cut_after = rng.randrange(max_tokens) if rng.random() < self.abort_fraction else None
+        if rng.random() < self.invalid_fraction:
+            body = self.encode(prompt, max_tokens, {**more, **rng.choice(MISTAKES)})
+            # One in so many is no JSON at all.
+            body = body[:-1] if rng.randrange(len(MISTAKES)) == 0 else body
+            return RequestSpec(index, body, None, invalid=True)
         return RequestSpec(index, self.encode(prompt, max_tokens, more), cut_after)
 
     def text(self, num_words: int, rng: random.Random) -> str:

@@ -209,3 +209,26 @@ def test_a_request_is_one_piece_of_bytes():
         b"POST /p HTTP/1.1\r\nhost: [::1]:80\r\na: b\r\ncontent-type: application/json\r\n"
         b"content-length: 2\r\nconnection: close\r\n\r\n{}"
     )
+
+
+def test_wrong_requests_are_to_be_refused():
+    workload = Workload(seed=1, output_tokens=Lengths("fixed", 3), invalid_fraction=0.5)
+    specs = [workload.request(index) for index in range(40)]
+    assert 10 < sum(spec.invalid for spec in specs) < 30
+    assert specs == [workload.request(index) for index in range(40)]
+    plain = Workload(seed=1, output_tokens=Lengths("fixed", 3))
+    assert all((plain.request(spec.index).body == spec.body) == (not spec.invalid) for spec in specs)
+
+    def refuse(status):
+        return lambda request: whole(status, {"error": {"message": "no"}})
+
+    wrong = Workload(seed=1, output_tokens=Lengths("fixed", 3), invalid_fraction=1.0)
+    assert wrong.request(0).invalid and wrong.request(0).body.endswith(b"}")
+    for answer, outcome in (
+        (refuse(400), "refused"),
+        (refuse(404), "refused"),
+        (refuse(500), "http_500"),
+        (lambda request: stream("a"), "not_refused"),
+    ):
+        [record], _ = drive(answer, requests=1, workload=wrong)
+        assert record.outcome == outcome

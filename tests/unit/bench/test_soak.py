@@ -23,7 +23,7 @@ def soak(*, last: Remains | None = None, **changes: object) -> Soak:
 
 
 def test_a_clean_soak_has_no_failures():
-    assert soak().failures() == []
+    assert soak().failures() == soak(refused=3).failures() == []
     assert soak(last=Remains(0, 2, 104, {"asyncio.Task": 4})).failures() == []
 
 
@@ -46,6 +46,7 @@ def test_what_is_left_is_named(last, words):
     [
         ({"errors": {"timeout": 2}}, "timeout"),
         ({"cut": 0}, "no stream was cut off"),
+        ({"refused": 0}, "no wrong request was refused"),
         ({"idle": False}, "requests are left"),
         ({"integrity_errors": 1}, "integrity"),
     ],
