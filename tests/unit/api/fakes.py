@@ -97,7 +97,7 @@ def says(
     """A script: the tokens of `text` one by one, then its end (with the end token, unless cut by length)."""
 
     def script(request: GenerationRequest) -> Iterable[RequestOutput]:
-        detokenizer = TOKENIZER.detokenizer(skip_special_tokens=True)
+        detokenizer = TOKENIZER.detokenizer(skip_special_tokens=request.skip_special_tokens)
         token_ids = encode(text)
         ended_by_token = finish is FinishReason.STOP and not isinstance(stop_reason, str)
         for count, token_id in enumerate(token_ids, 1):
