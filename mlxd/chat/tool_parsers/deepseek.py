@@ -56,5 +56,5 @@ class DeepSeekFormat(ToolFormat):
             return
         yield from read_arguments(source, call)
         call.end()
-        yield from source.accept("```")
-        yield from source.accept(_CALL_END)
+        yield from source.accept_closing("```")
+        yield from source.accept_closing(_CALL_END)

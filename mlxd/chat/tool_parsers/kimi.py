@@ -59,7 +59,7 @@ class KimiFormat(ToolFormat):
             return
         yield from read_arguments(source, call)
         call.end()
-        yield from source.accept(_CALL_END)
+        yield from source.accept_closing(_CALL_END)
 
     def _make_id(self, name: str, written: str | None) -> str:
         """The id as the model wrote it, with the next free index where it left that out or repeats one."""

@@ -139,6 +139,13 @@ class Source:
         yield from self.skip_whitespace()
         return (yield from self.accept_here(*literals))
 
+    def accept_closing(self, *literals: str) -> Reading[str]:
+        """As `accept`; what is read here is done with, and not recorded."""
+        found = yield from self.accept(*literals)
+        if found:
+            self.record()
+        return found
+
     def expect(self, *literals: str) -> Reading[str]:
         """As `accept`, but one of them must stand here: Malformed or Cut otherwise."""
         if len(literals) == 1 and self.text.startswith(literals[0], self.position):

@@ -69,7 +69,7 @@ def read_function(tool_format: ToolFormat) -> Reading[str]:
     if (yield from source.skip_whitespace()) == "{":
         yield from read_arguments(source, call)
         call.end()
-        return (yield from source.accept(_FUNCTION_END))
+        return (yield from source.accept_closing(_FUNCTION_END))
     parameters = ParameterWriter(tool_format.session, call, name)
     tag = yield from source.expect(_PARAMETER, *_ENDS)
     while tag not in _ENDS:
