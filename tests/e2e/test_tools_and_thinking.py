@@ -176,8 +176,8 @@ def test_without_a_word_of_configuration_the_first_marker_decides(playback: Serv
         (
             "gemma4",
             "gemma4",
-            f'<|channel>thought\nHm.<channel|>Look. <|tool_call>call:weather{{city:<|"|>{ARGUMENTS["city"]}<|"|>}}'
-            "<tool_call|>",
+            "<|channel>thought\nHm.<channel|>Look. "
+            f'<|tool_call>call:weather{{city:<|"|>{ARGUMENTS["city"]}<|"|>}}<tool_call|>',
         ),
         (
             "glm4",
