@@ -93,6 +93,8 @@ def test_a_signal_ends_it_in_order(number: int, caplog: pytest.LogCaptureFixture
     client = Client("/", then)
     with caplog.at_level(logging.INFO, logger="mlxd.access"):
         access_log = logging.getLogger("mlxd.access")
+        # A shell's background job inherits SIGINT ignored, which uvloop does not bring back.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
         access_log.addFilter(lambda record: served.set() or True)
         try:
