@@ -5,7 +5,7 @@ It does not know how a kernel is run: on g++ shims (test_kernels.py) or on a GPU
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -145,3 +145,59 @@ def rounded(values: Floats, dtype: str) -> Floats:
 def relative_error(output: npt.NDArray[np.generic], expected: npt.NDArray[np.float64]) -> float:
     """Norm of the difference over the norm of the reference; NaN if anything is."""
     return float(np.linalg.norm(output.astype(np.float64) - expected) / np.linalg.norm(expected))
+
+
+@dataclass(frozen=True, slots=True)
+class FusedCase:
+    """A case whose queries and keys come straight from the projections. `case` holds what becomes of them."""
+
+    case: Case
+    qkv: Floats
+    """[N, num_heads * key_dim + num_kv_heads * (key_dim + value_dim)]"""
+    rotation: Floats
+    """[N, key_dim]"""
+    query_weight: Floats
+    key_weight: Floats
+    """[key_dim]"""
+
+
+def make_fused_case(
+    shape: AttentionShape, context_lens: list[int], *, epsilon: float | None, traditional: bool
+) -> FusedCase:
+    case = make_case(shape, context_lens)
+    generator = np.random.default_rng(1)
+    half = shape.key_dim // 2
+    angles = (case.context_lens[:, None] - 1) * 100.0 ** (-np.arange(half) / half)
+    rotation = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    weights = [
+        rounded(generator.uniform(0.5, 2, shape.key_dim).astype(np.float32), shape.dtype) for _ in range(2)
+    ]
+
+    def transformed(heads: Floats, weight: Floats) -> Floats:
+        """[N, heads, key_dim]"""
+        if epsilon is not None:
+            square = np.mean(heads.astype(np.float64) ** 2, axis=-1, keepdims=True)
+            heads = rounded((heads / np.sqrt(square + epsilon) * weight).astype(np.float32), shape.dtype)
+        pairs = (
+            heads.reshape(*heads.shape[:2], half, 2)
+            if traditional
+            else np.stack([heads[..., :half], heads[..., half:]], axis=-1)
+        )
+        cos, sin = rotation[:, None, :half], rotation[:, None, half:]
+        turned = np.stack(
+            [pairs[..., 0] * cos - pairs[..., 1] * sin, pairs[..., 1] * cos + pairs[..., 0] * sin],
+            axis=-1 if traditional else -2,
+        )
+        return rounded(np.ascontiguousarray(turned.reshape(heads.shape), dtype=np.float32), shape.dtype)
+
+    # With a normalisation the queries' spread is the weights'.
+    parts = [case.queries, case.keys, case.values]
+    return FusedCase(
+        case=replace(
+            case, queries=transformed(case.queries, weights[0]), keys=transformed(case.keys, weights[1])
+        ),
+        qkv=np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1),
+        rotation=rotation,
+        query_weight=weights[0],
+        key_weight=weights[1],
+    )

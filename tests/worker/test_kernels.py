@@ -12,7 +12,9 @@ import pytest
 from mlxd.worker.kernels.source import (
     REGISTERS,
     Dialect,
+    Fusion,
     KernelSource,
+    can_fuse,
     copy_source,
     decode_source,
     gather_source,
@@ -21,12 +23,12 @@ from mlxd.worker.kernels.source import (
     write_source,
 )
 from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
-from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, relative_error
+from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, make_fused_case, relative_error
 from tests.worker.metal_shim import shim
 
 pytestmark = pytest.mark.skipif(shim.COMPILER is None, reason="needs g++")
 
-INTEGERS = ("context_lens", "table_starts", "block_tables", "slot_mapping", "pairs", "lengths", "num_splits")
+INTEGERS = ("context_lens", "table_starts", "block_tables", "slot_mapping", "pairs", "lengths")
 NUMPY = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
 CONTEXTS = [1, 2, 15, 16, 17, 33, 64, 65, 200, 0]
 
@@ -62,7 +64,7 @@ def compiled(kernel: KernelSource, dialect: Dialect, dtype: str, folder: Path) -
     def kind(name: str) -> str:
         if name in INTEGERS:
             return "int32"
-        return "float32" if name in ("parts", "stats") else NUMPY[dtype]
+        return "float32" if name in ("parts", "stats", "rotation") else NUMPY[dtype]
 
     names = (*kernel.input_names, *kernel.output_names)
     return shim.ShimKernel(kernel, dialect, {name: kind(name) for name in names}, folder)
@@ -83,21 +85,27 @@ def case_arrays(case: Case, *, written: bool) -> dict[str, shim.Array]:
 
 
 def run_decode(
-    case: Case, tile: Tile, dialect: Dialect, folder: Path, *, splits: int = 1, write: bool = True
+    case: Case,
+    tile: Tile,
+    dialect: Dialect,
+    folder: Path,
+    *,
+    splits: int = 1,
+    write: bool = True,
+    fusion: Fusion | None = None,
+    more: dict[str, shim.Array] | None = None,
 ) -> dict[str, shim.Array]:
     """All arrays after the decode kernel and, if splits > 1, the merge; `out` among them."""
     shape = case.shape
     num_rows = len(case.context_lens)
-    arrays = case_arrays(case, written=not write)
+    arrays = case_arrays(case, written=not write) | (more or {})
     poison = np.full((num_rows, shape.num_heads, shape.value_dim), np.nan, dtype=np.float32)
     arrays["out"] = stored(poison, shape.dtype)
     arrays["parts"] = np.full((num_rows, shape.num_heads, splits, shape.value_dim), np.nan, dtype=np.float32)
     arrays["stats"] = np.full((num_rows, shape.num_heads, splits, 2), np.nan, dtype=np.float32)
     arrays["after"] = arrays["sinks"]
-    arrays["num_splits"] = np.array([splits], dtype=np.int32)
-    kernel = compiled(
-        decode_source(shape, tile, dialect, write=write, split=splits > 1), dialect, shape.dtype, folder
-    )
+    text = decode_source(shape, tile, dialect, write=write, split=splits > 1, fusion=fusion)
+    kernel = compiled(text, dialect, shape.dtype, folder)
     kernel(arrays, (shape.num_kv_heads * tile.chunks(shape), splits, num_rows), tile.num_threads)
     if splits > 1:
         merge = compiled(merge_source(shape, dialect), dialect, shape.dtype, folder)
@@ -133,6 +141,7 @@ both_dialects = pytest.mark.parametrize("dialect", ["cuda", "metal"])
         {"softcap": 5.0},
         {"sinks": True, "dtype": "bfloat16"},
         {"window": 20},
+        {"window": 1, "block_size": 2},
         {"window": 37, "sinks": True, "softcap": 3.0, "block_size": 4},
     ],
     ids=lambda changes: "-".join(f"{name}={value}" for name, value in changes.items()) or "plain",
@@ -140,6 +149,41 @@ both_dialects = pytest.mark.parametrize("dialect", ["cuda", "metal"])
 @pytest.mark.parametrize("splits", [1, 4])
 def test_decode(dialect: Dialect, changes: dict[str, object], splits: int, folder: Path) -> None:
     check_decode(make_case(attention_shape(**changes), CONTEXTS), dialect, folder, splits=splits)
+
+
+@both_dialects
+@pytest.mark.parametrize(
+    ("changes", "epsilon", "traditional"),
+    [
+        ({"key_dim": 128, "value_dim": 128, "num_heads": 6, "dtype": "bfloat16"}, 1e-6, False),
+        ({"sinks": True, "softcap": 4.0}, None, False),
+        ({"key_dim": 96, "value_dim": 64, "num_heads": 14}, 1e-5, True),
+        ({"key_dim": 16, "value_dim": 16, "window": 1, "dtype": "float16"}, None, True),
+    ],
+    ids=["norm", "plain", "traditional-norm", "traditional"],
+)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_decode_from_the_projections(
+    dialect: Dialect,
+    changes: dict[str, object],
+    epsilon: float | None,
+    traditional: bool,
+    splits: int,
+    folder: Path,
+) -> None:
+    """Normalisation and rotary embedding on the way, for queries and for the key that goes to the pool."""
+    shape = attention_shape(**changes)
+    fused = make_fused_case(shape, CONTEXTS[:-1], epsilon=epsilon, traditional=traditional)
+    tile = choose_tile(shape, REGISTERS[dialect])
+    fusion = Fusion(traditional, epsilon)
+    assert can_fuse(shape, tile, fusion)
+    more = {name: stored(getattr(fused, name), shape.dtype) for name in ("qkv", "query_weight", "key_weight")}
+    more["rotation"] = fused.rotation
+    arrays = run_decode(fused.case, tile, dialect, folder, splits=splits, fusion=fusion, more=more)
+    assert relative_error(loaded(arrays["out"]), fused.case.expected()) < TOLERANCES[shape.dtype]
+    for name, pool in zip(("key_pool", "value_pool"), fused.case.pools_after_write(), strict=True):
+        rounding = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}[shape.dtype]
+        np.testing.assert_allclose(loaded(arrays[name]), pool, rtol=rounding, atol=rounding)
 
 
 @both_dialects

@@ -41,12 +41,39 @@ class KernelSource:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """What decode_source's kernel does itself between a model's projections and attention."""
+
+    traditional: bool
+    """pairs of rotary position embedding: neighbours, or else halves"""
+    epsilon: float | None = None
+    """of the normalisation of queries and keys; None: there is none"""
+
+
+def can_fuse(shape: AttentionShape, tile: Tile, fusion: Fusion) -> bool:
+    """Whether every lane holds both elements of each rotary pair (text/fuse.h)."""
+    if fusion.traditional:
+        return tile.key_vector % 2 == 0
+    return shape.key_dim // (tile.lanes * tile.key_vector) % 2 == 0
+
+
+@functools.cache
 def decode_source(
-    shape: AttentionShape, tile: Tile, dialect: Dialect, *, write: bool, split: bool
+    shape: AttentionShape,
+    tile: Tile,
+    dialect: Dialect,
+    *,
+    write: bool,
+    split: bool,
+    fusion: Fusion | None = None,
 ) -> KernelSource:
-    """Attention of rows with one query each (text/decode.h)."""
-    inputs = ["queries", "context_lens", "table_starts", "block_tables", "key_pool", "value_pool"]
-    inputs += [*["keys", "values"] * write, *["sinks"] * shape.sinks, "after"]
+    """Attention of rows with one query each (text/decode.h). `fusion` goes with `write`."""
+    norm = fusion is not None and fusion.epsilon is not None
+    inputs = ["queries"] if fusion is None else ["qkv", "rotation"]
+    inputs += ["query_weight", "key_weight"] * norm
+    inputs += ["context_lens", "table_starts", "block_tables", "key_pool", "value_pool"]
+    inputs += [*["keys", "values"] * (write and fusion is None), *["sinks"] * shape.sinks, "after"]
     natural = math.log2(math.e)
     constants: dict[str, int | float] = {
         **_sizes(shape),
@@ -62,30 +89,38 @@ def decode_source(
         "SCORE_SCALE": float(shape.scale / shape.softcap if shape.softcap else shape.scale * natural),
         "SOFTCAP": float(shape.softcap),
     }
-    macros = {"WRITE": write, "SPLIT": split, "SINKS": shape.sinks}
+    macros = {"WRITE": write, "FUSED": fusion is not None, "NORM": norm, "SPLIT": split, "SINKS": shape.sinks}
+    if fusion is not None:
+        macros["TRADITIONAL"] = fusion.traditional
+        constants["EPSILON"] = float(fusion.epsilon or 0.0)
     outputs = ["parts", "stats"] if split else ["out"]
-    return _assemble("decode", shape, dialect, inputs, outputs, constants, macros)
+    helpers = "" if fusion is None else _read("fuse.h")
+    return _assemble("decode", shape, dialect, inputs, outputs, constants, macros, helpers)
 
 
+@functools.cache
 def merge_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """The parts of split rows become one (text/merge.h)."""
-    inputs = ["parts", "stats", "num_splits", *["sinks"] * shape.sinks]
+    inputs = ["parts", "stats", *["sinks"] * shape.sinks]
     constants = {"NUM_HEADS": shape.num_heads, "VALUE_DIM": shape.value_dim}
     return _assemble("merge", shape, dialect, inputs, ["out"], constants, {"SINKS": shape.sinks})
 
 
+@functools.cache
 def write_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """A step's keys and values go to the pool (text/write.h)."""
     inputs = ["keys", "values", "slot_mapping", "key_pool", "value_pool", "after"]
     return _assemble("write", shape, dialect, inputs, ["done"], _mover(shape))
 
 
+@functools.cache
 def gather_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """One sequence out of the pool (text/gather.h)."""
     inputs = ["key_pool", "value_pool", "block_tables", "lengths", "after"]
     return _assemble("gather", shape, dialect, inputs, ["keys", "values"], _mover(shape))
 
 
+@functools.cache
 def copy_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """Whole blocks, copied in place (text/copy.h)."""
     inputs = ["pairs", "key_pool", "value_pool", "after"]
@@ -119,9 +154,10 @@ def _assemble(
     outputs: list[str],
     constants: dict[str, int | float] | dict[str, int],
     macros: dict[str, bool] | None = None,
+    helpers: str = "",
 ) -> KernelSource:
     header = "".join(f"#define {name} {int(value)}\n" for name, value in (macros or {}).items())
-    header += _read(f"{dialect}.h")
+    header += _read(f"{dialect}.h") + helpers
     # Inside the function: Metal allows no other constants than these.
     given = f"typedef {TYPES[dialect][shape.dtype]} T;\n" + "".join(
         f"constexpr {'float' if isinstance(value, float) else 'int'} {name} = {_literal(value)};\n"

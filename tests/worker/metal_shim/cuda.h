@@ -6,6 +6,7 @@
 #include "fibers.h"
 
 #define __shared__ static
+#define __device__
 
 typedef _Float16 __half;
 
@@ -36,6 +37,7 @@ inline dim3 blockIdx, gridDim, blockDim;
 
 inline float fmaxf(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float exp2f(float x) { return __builtin_exp2f(x); }
+inline float rsqrtf(float x) { return 1 / __builtin_sqrtf(x); }
 inline float tanhf(float x) { return __builtin_tanhf(x); }
 
 inline void __syncthreads() { fibers::wait_for_group(); }

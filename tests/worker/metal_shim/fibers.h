@@ -12,6 +12,9 @@
 #include <string.h>
 #include <ucontext.h>
 
+// MLX's arrays on a CPU lie at multiples of 8 bytes, on GPUs at multiples of 256.
+#define alignas(bytes)
+
 namespace fibers {
 
 constexpr int SIMD = 32;

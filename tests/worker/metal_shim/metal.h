@@ -41,6 +41,7 @@ namespace metal {
 inline float max(float a, float b) { return __builtin_fmaxf(a, b); }
 inline float exp2(float x) { return __builtin_exp2f(x); }
 namespace precise {
+inline float rsqrt(float x) { return 1 / __builtin_sqrtf(x); }
 inline float tanh(float x) { return __builtin_tanhf(x); }
 }  // namespace precise
 }  // namespace metal

@@ -69,9 +69,16 @@ class ShimKernel:
             array = arrays[name]
             assert array.dtype.name == self._dtypes[name], (name, array.dtype)
             assert array.flags.c_contiguous, name
-        pointers = (ctypes.c_void_p * len(names))(*(arrays[name].ctypes.data for name in names))
+        shapes = [np.array(arrays[name].shape, dtype=np.int32) for name in _with_shapes(self._kernel)]
+        given = [*(arrays[name] for name in names), *shapes]
+        pointers = (ctypes.c_void_p * len(given))(*(array.ctypes.data for array in given))
         if not self._run(pointers, *groups, num_threads):
             raise RuntimeError("some threads wait at a barrier or shuffle that others never reach")
+
+
+def _with_shapes(kernel: KernelSource) -> list[str]:
+    """Inputs whose shape MLX passes too, because the text asks for it."""
+    return [name for name in kernel.input_names if f"{name}_shape" in kernel.source]
 
 
 def _program(kernel: KernelSource, dialect: Dialect, dtypes: dict[str, str]) -> str:
@@ -79,6 +86,9 @@ def _program(kernel: KernelSource, dialect: Dialect, dtypes: dict[str, str]) -> 
     parameters += [f"type_{dtypes[name]}* {name}" for name in kernel.output_names]
     names = (*kernel.input_names, *kernel.output_names)
     arguments = [f"(type_{dtypes[name]}*)arrays[{index}]" for index, name in enumerate(names)]
+    for index, name in enumerate(_with_shapes(kernel), len(names)):
+        parameters.append(f"const int* {name}_shape")
+        arguments.append(f"(int*)arrays[{index}]")
     return f"""#include "{dialect}.h"
 {kernel.header}
 void {kernel.name}({", ".join(parameters)}) {{

@@ -13,15 +13,20 @@
 //
 // Given in front: the type T; the constants NUM_HEADS, NUM_KV_HEADS, KEY_DIM, VALUE_DIM, BLOCK_SIZE,
 // WINDOW (0: none), LANES, KEY_VECTOR, VALUE_VECTOR (elements a load), UNROLL, HEADS (query heads a
-// simdgroup), SETS, KEY_SIMDGROUPS, SCORE_SCALE, SOFTCAP (0: none); the macros WRITE, SPLIT and SINKS, 0 or 1.
+// simdgroup), SETS, KEY_SIMDGROUPS, SCORE_SCALE, SOFTCAP (0: none), with NORM also EPSILON; the macros WRITE,
+// FUSED, NORM, TRADITIONAL, SPLIT and SINKS, 0 or 1.
 // Inputs: queries T [N, NUM_HEADS, KEY_DIM]; context_lens, table_starts int32 [N]; block_tables int32, row
 // n's from table_starts[n]; key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; with WRITE keys,
 // values T [N, NUM_KV_HEADS, dim], the step's own; with SINKS sinks T [NUM_HEADS]; after, anything that must
 // be computed before.
+// With FUSED (which goes with WRITE) what the three projections gave, still without normalisation and
+// position: qkv T [N, NUM_HEADS * KEY_DIM + NUM_KV_HEADS * (KEY_DIM + VALUE_DIM)] instead of queries, keys
+// and values; rotation float32 [N, KEY_DIM], the cosines and then the sines of half as many angles; with NORM
+// query_weight, key_weight T [KEY_DIM].
 // Outputs: out T [N, NUM_HEADS, VALUE_DIM], or with SPLIT parts float32 [N, NUM_HEADS, splits, VALUE_DIM],
 // not yet divided by their sums, and stats float32 [N, NUM_HEADS, splits, 2], top and sum.
-// With WRITE, row n's key and value at position context_lens[n] - 1 come from keys and values and are
-// written to the pool; no other row of the launch may look at that place.
+// With WRITE, row n's key and value at position context_lens[n] - 1 come from the step and are written to
+// the pool; no other row of the launch may look at that place.
 // Grid: x = key/value head * chunks of its query heads, y = split, z = row; 32 * SETS * KEY_SIMDGROUPS
 // threads in x.
 
@@ -56,7 +61,18 @@ const int start = base + group_y * part;
 const int end = start + part < context ? start + part : context;
 const long table = table_starts[row];
 const long query_row = (long)row * NUM_HEADS + kv_head * REPEATS;
-const long own_row = (long)row * NUM_KV_HEADS + kv_head;
+#if FUSED
+const DEVICE T* projected = qkv + (long)row * (NUM_HEADS * KEY_DIM + NUM_KV_HEADS * (KEY_DIM + VALUE_DIM));
+const DEVICE T* own_queries = projected + kv_head * REPEATS * KEY_DIM;
+const DEVICE T* own_key_at = projected + (NUM_HEADS + kv_head) * KEY_DIM;
+const DEVICE T* own_value_at = projected + (NUM_HEADS + NUM_KV_HEADS) * KEY_DIM + kv_head * VALUE_DIM;
+#else
+const DEVICE T* own_queries = queries + query_row * KEY_DIM;
+#if WRITE
+const DEVICE T* own_key_at = keys + ((long)row * NUM_KV_HEADS + kv_head) * KEY_DIM;
+const DEVICE T* own_value_at = values + ((long)row * NUM_KV_HEADS + kv_head) * VALUE_DIM;
+#endif
+#endif
 
 float query[HEADS][KEY_PIECES][KEY_VECTOR];
 float acc[HEADS][VALUE_PIECES][VALUE_VECTOR];
@@ -66,14 +82,26 @@ float sum[HEADS];
 for (int h = 0; h < HEADS; h++) {
   // Heads past the last one repeat it; their results are not written.
   const int head = first_head + h < REPEATS ? first_head + h : REPEATS - 1;
-  const DEVICE Pack<T, KEY_VECTOR>* from =
-      (const DEVICE Pack<T, KEY_VECTOR>*)(queries + (query_row + head) * KEY_DIM);
+  const DEVICE Pack<T, KEY_VECTOR>* from = (const DEVICE Pack<T, KEY_VECTOR>*)(own_queries + head * KEY_DIM);
   #pragma unroll
   for (int j = 0; j < KEY_PIECES; j++) {
     const Pack<T, KEY_VECTOR> loaded = from[j * LANES + piece];
     #pragma unroll
     for (int i = 0; i < KEY_VECTOR; i++) {
-      query[h][j][i] = float(loaded.v[i]) * SCORE_SCALE;
+      query[h][j][i] = float(loaded.v[i]);
+    }
+  }
+  #if NORM
+  normalise<T, KEY_PIECES, KEY_VECTOR, LANES>(query[h], query_weight, EPSILON, piece);
+  #endif
+  #if FUSED
+  rotate<T, KEY_PIECES, KEY_VECTOR, LANES>(query[h], rotation + (long)row * KEY_DIM, piece);
+  #endif
+  #pragma unroll
+  for (int j = 0; j < KEY_PIECES; j++) {
+    #pragma unroll
+    for (int i = 0; i < KEY_VECTOR; i++) {
+      query[h][j][i] *= SCORE_SCALE;
     }
   }
   #pragma unroll
@@ -87,37 +115,109 @@ for (int h = 0; h < HEADS; h++) {
   sum[h] = 0;
 }
 
+#if WRITE
+// The row's own token is the pool's from the next step on. In this one it is where a softmax begins: the first
+// key group's, in the part that the token belongs to. All lanes come along, for the shuffles.
+const int before = end == context ? end - 1 : end;
+const int stop = visible < before ? before : start;
+if (start < context && end == context) {
+  float own_key[KEY_PIECES][KEY_VECTOR];
+  #pragma unroll
+  for (int j = 0; j < KEY_PIECES; j++) {
+    const Pack<T, KEY_VECTOR> loaded = ((const DEVICE Pack<T, KEY_VECTOR>*)own_key_at)[j * LANES + piece];
+    #pragma unroll
+    for (int i = 0; i < KEY_VECTOR; i++) {
+      own_key[j][i] = float(loaded.v[i]);
+    }
+  }
+  #if NORM
+  normalise<T, KEY_PIECES, KEY_VECTOR, LANES>(own_key, key_weight, EPSILON, piece);
+  #endif
+  #if FUSED
+  rotate<T, KEY_PIECES, KEY_VECTOR, LANES>(own_key, rotation + (long)row * KEY_DIM, piece);
+  #endif
+  const bool first = turn == 0 && key_group == 0;
+  #pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    float score = 0;
+    #pragma unroll
+    for (int j = 0; j < KEY_PIECES; j++) {
+      #pragma unroll
+      for (int i = 0; i < KEY_VECTOR; i++) {
+        score += query[h][j][i] * own_key[j][i];
+      }
+    }
+    #pragma unroll
+    for (int mask = LANES / 2; mask > 0; mask /= 2) {
+      score += SHUFFLE_XOR(score, mask);
+    }
+    if (SOFTCAP > 0) {
+      score = TANH(score) * (SOFTCAP * LOG2_E);
+    }
+    top[h] = first ? score : LOWEST;
+    sum[h] = first ? EXP2(score - score) : 0;  // 1, or NaN
+  }
+  if (first) {
+    const int place = context - 1;
+    const int block = block_tables[table + unsigned(place) / BLOCK_SIZE];
+    const long token = ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
+    #pragma unroll
+    for (int j = 0; j < VALUE_PIECES; j++) {
+      const Pack<T, VALUE_VECTOR> value =
+          ((const DEVICE Pack<T, VALUE_VECTOR>*)own_value_at)[j * LANES + piece];
+      #pragma unroll
+      for (int i = 0; i < VALUE_VECTOR; i++) {
+        #pragma unroll
+        for (int h = 0; h < HEADS; h++) {
+          acc[h][j][i] = sum[h] * float(value.v[i]);
+        }
+      }
+      if (chunk == 0 && set == 0) {
+        ((DEVICE Pack<T, VALUE_VECTOR>*)(value_pool + token * VALUE_DIM))[j * LANES + piece] = value;
+      }
+    }
+    if (chunk == 0 && set == 0) {
+      #pragma unroll
+      for (int j = 0; j < KEY_PIECES; j++) {
+        Pack<T, KEY_VECTOR> key;
+        #pragma unroll
+        for (int i = 0; i < KEY_VECTOR; i++) {
+          key.v[i] = T(own_key[j][i]);
+        }
+        ((DEVICE Pack<T, KEY_VECTOR>*)(key_pool + token * KEY_DIM))[j * LANES + piece] = key;
+      }
+    }
+  }
+}
+#else
+const int stop = end;
+#endif
+
 // Block numbers are read one turn ahead of the keys that wait for them.
 int blocks[LOOKUPS];
 #pragma unroll
 for (int u = 0; u < LOOKUPS; u++) {
   const int t = start + turn * SPAN + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
-  blocks[u] = t < end ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
+  blocks[u] = t < stop ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
 }
-for (int span = start + turn * SPAN; span < end; span += STRIDE) {
+for (int span = start + turn * SPAN; span < stop; span += STRIDE) {
   Pack<T, KEY_VECTOR> key[UNROLL][KEY_PIECES];
   Pack<T, VALUE_VECTOR> value[UNROLL][VALUE_PIECES];
   bool inside[UNROLL];
   #pragma unroll
   for (int u = 0; u < UNROLL; u++) {
     const int t = span + u * KEY_GROUPS + key_group;
-    inside[u] = t >= visible && t < end;
+    inside[u] = t >= visible && t < stop;
     // Places that count for nothing may hold anything, NaN too: one of the part's own is read instead.
-    const int place = t >= end ? end - 1 : t < visible ? visible : t;
+    const int place = t >= stop ? stop - 1 : t < visible ? visible : t;
     const int block = LOOKUPS > 1 && place != t ? block_tables[table + unsigned(place) / BLOCK_SIZE]
                                                 : blocks[LOOKUPS > 1 ? u : 0];
     const long token =
         ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
-    const DEVICE T* key_at = key_pool + token * KEY_DIM;
-    const DEVICE T* value_at = value_pool + token * VALUE_DIM;
-    #if WRITE
-    if (place == context - 1) {
-      key_at = keys + own_row * KEY_DIM;
-      value_at = values + own_row * VALUE_DIM;
-    }
-    #endif
-    const DEVICE Pack<T, KEY_VECTOR>* key_from = (const DEVICE Pack<T, KEY_VECTOR>*)key_at;
-    const DEVICE Pack<T, VALUE_VECTOR>* value_from = (const DEVICE Pack<T, VALUE_VECTOR>*)value_at;
+    const DEVICE Pack<T, KEY_VECTOR>* key_from =
+        (const DEVICE Pack<T, KEY_VECTOR>*)(key_pool + token * KEY_DIM);
+    const DEVICE Pack<T, VALUE_VECTOR>* value_from =
+        (const DEVICE Pack<T, VALUE_VECTOR>*)(value_pool + token * VALUE_DIM);
     #pragma unroll
     for (int j = 0; j < KEY_PIECES; j++) {
       key[u][j] = key_from[j * LANES + piece];
@@ -130,7 +230,7 @@ for (int span = start + turn * SPAN; span < end; span += STRIDE) {
   #pragma unroll
   for (int u = 0; u < LOOKUPS; u++) {
     const int t = span + STRIDE + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
-    blocks[u] = t < end ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
+    blocks[u] = t < stop ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
   }
 
   float weight[HEADS][UNROLL];
@@ -279,23 +379,3 @@ for (int index = thread_index; index < HEADS_IN_GROUP * VALUE_DIM; index += num_
   out[(query_row + head) * VALUE_DIM + d] = T(total > 0 ? element / total : total);
   #endif
 }
-
-#if WRITE
-// The part that holds the row's last token brings it to the pool, where the next step finds it.
-if (chunk == 0 && start < context && end == context) {
-  const int place = context - 1;
-  const int block = block_tables[table + unsigned(place) / BLOCK_SIZE];
-  const long token = ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
-  const DEVICE Pack<T, KEY_VECTOR>* key_from = (const DEVICE Pack<T, KEY_VECTOR>*)(keys + own_row * KEY_DIM);
-  const DEVICE Pack<T, VALUE_VECTOR>* value_from =
-      (const DEVICE Pack<T, VALUE_VECTOR>*)(values + own_row * VALUE_DIM);
-  DEVICE Pack<T, KEY_VECTOR>* key_to = (DEVICE Pack<T, KEY_VECTOR>*)(key_pool + token * KEY_DIM);
-  DEVICE Pack<T, VALUE_VECTOR>* value_to = (DEVICE Pack<T, VALUE_VECTOR>*)(value_pool + token * VALUE_DIM);
-  for (int i = thread_index; i < KEY_DIM / KEY_VECTOR; i += num_threads) {
-    key_to[i] = key_from[i];
-  }
-  for (int i = thread_index; i < VALUE_DIM / VALUE_VECTOR; i += num_threads) {
-    value_to[i] = value_from[i];
-  }
-}
-#endif

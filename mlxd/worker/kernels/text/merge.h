@@ -1,13 +1,13 @@
 // The parts of split rows become one (decode.h): each weighs as much as its scores exceed the others'.
 //
 // One simdgroup serves one row and query head. Given in front: T, NUM_HEADS, VALUE_DIM and the macro SINKS.
-// Inputs: parts float32 [N, NUM_HEADS, splits, VALUE_DIM], stats float32 [N, NUM_HEADS, splits, 2], num_splits
-// int32 [1]; with SINKS sinks T [NUM_HEADS]. Output: out T [N, NUM_HEADS, VALUE_DIM].
+// Inputs: parts float32 [N, NUM_HEADS, splits, VALUE_DIM], stats float32 [N, NUM_HEADS, splits, 2]; with
+// SINKS sinks T [NUM_HEADS]. Output: out T [N, NUM_HEADS, VALUE_DIM].
 // Grid: x = query head, z = row; 32 threads in x.
 
 constexpr int ELEMENTS = (VALUE_DIM + 31) / 32;
 
-const int splits = num_splits[0];
+const int splits = parts_shape[2];
 const long row_head = (long)group_z * NUM_HEADS + group_x;
 const long first = row_head * splits;
 

@@ -1,0 +1,206 @@
+"""The kernels as functions of MLX arrays, on the GPU that MLX uses.
+
+It does not know steps or models: rows, tables and one layer's pool come in.
+
+The pool is written where it lies, although it is an input and no output: nothing is copied, whoever else
+refers to it, and a compiled graph may hold it as a constant. MLX cannot see that order matters, so every
+function takes `after` and returns something that whatever must come later takes in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from mlxd.worker.kernels import source
+from mlxd.worker.kernels.source import REGISTERS, Dialect, KernelSource
+from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
+
+MOVER_THREADS = 128
+MANY_SIMDGROUPS = 8
+FEW_SIMDGROUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """N rows of one query each, int32 arrays. Row n's table begins at block_tables[table_starts[n]]."""
+
+    context_lens: mx.array
+    table_starts: mx.array
+    block_tables: mx.array
+    max_context: int
+    """no context_len is larger; decides how rows are split"""
+
+
+class PagedKernels:
+    """Kernels of any shape, made when first asked for and kept."""
+
+    def __init__(self, dialect: Dialect, num_cores: int) -> None:
+        self._dialect = dialect
+        self._num_cores = num_cores
+        self._kernels: dict[str, Any] = {}
+
+    def attend(
+        self,
+        shape: AttentionShape,
+        rows: Rows,
+        queries: mx.array,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        after: mx.array,
+        keys: mx.array | None = None,
+        values: mx.array | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """queries [N, num_heads, 1, key_dim] -> [N, num_heads, 1, value_dim]
+
+        With `keys` and `values`, [N, num_kv_heads, 1, dim], each row's last token is written to the pool on
+        the way; no other row may look at it in the same call. Without, the pool has all tokens.
+        """
+        num_rows = queries.shape[0]
+        splits, tile = self.plan(shape, num_rows, rows.max_context)
+        inputs = [queries, rows.context_lens, rows.table_starts, rows.block_tables, key_pool, value_pool]
+        own = [] if keys is None or values is None else [keys, values]
+        given_sinks = [] if sinks is None else [sinks]
+        text = source.decode_source(shape, tile, self._dialect, write=bool(own), split=splits > 1)
+        output = (num_rows, shape.num_heads, 1, shape.value_dim)
+        parts = (num_rows, shape.num_heads, splits)
+        outputs = self._run(
+            text,
+            [*inputs, *own, *given_sinks, after],
+            groups=(shape.num_kv_heads * tile.chunks(shape), splits, num_rows),
+            num_threads=tile.num_threads,
+            shapes=[(*parts, shape.value_dim), (*parts, 2)] if splits > 1 else [output],
+            dtypes=[mx.float32, mx.float32] if splits > 1 else [queries.dtype],
+        )
+        if splits > 1:
+            outputs = self._run(
+                source.merge_source(shape, self._dialect),
+                [*outputs, *given_sinks],
+                groups=(shape.num_heads, 1, num_rows),
+                num_threads=32,
+                shapes=[output],
+                dtypes=[queries.dtype],
+            )
+        return outputs[0]
+
+    def plan(self, shape: AttentionShape, num_rows: int, max_context: int) -> tuple[int, Tile]:
+        """Parts a row, and the layout: thread groups are larger where they are too few to fill the GPU."""
+        tile = choose_tile(shape, REGISTERS[self._dialect], FEW_SIMDGROUPS)
+        groups = shape.num_kv_heads * tile.chunks(shape)
+        splits = choose_splits(num_rows, groups, max_context, self._num_cores)
+        if num_rows * groups * splits < 2 * self._num_cores:
+            tile = choose_tile(shape, REGISTERS[self._dialect], MANY_SIMDGROUPS)
+        return splits, tile
+
+    def write(
+        self,
+        shape: AttentionShape,
+        keys: mx.array,
+        values: mx.array,
+        slot_mapping: mx.array,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        after: mx.array,
+    ) -> mx.array:
+        """Put keys and values [N, num_kv_heads, 1, dim] to int32 [N] places.
+
+        What comes back, [1, 1, 1, 1], comes after it.
+        """
+        (done,) = self._run(
+            source.write_source(shape, self._dialect),
+            [keys, values, slot_mapping, key_pool, value_pool, after],
+            groups=(_groups(shape, shape.num_kv_heads), 1, keys.shape[0]),
+            num_threads=MOVER_THREADS,
+            shapes=[(1, 1, 1, 1)],
+            dtypes=[key_pool.dtype],
+        )
+        return done
+
+    def gather(
+        self,
+        shape: AttentionShape,
+        block_table: mx.array,
+        lengths: mx.array,
+        padded: int,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        after: mx.array,
+    ) -> tuple[mx.array, mx.array]:
+        """One sequence's keys and values, [1, num_kv_heads, padded, dim], 0 behind its end.
+
+        `lengths` is int32 [2]: the tokens there are, and `padded`.
+        """
+        keys, values = self._run(
+            source.gather_source(shape, self._dialect),
+            [key_pool, value_pool, block_table, lengths, after],
+            groups=(_groups(shape, 1), shape.num_kv_heads, padded),
+            num_threads=MOVER_THREADS,
+            shapes=[(1, shape.num_kv_heads, padded, dim) for dim in (shape.key_dim, shape.value_dim)],
+            dtypes=[key_pool.dtype, value_pool.dtype],
+        )
+        return keys, values
+
+    def copy(
+        self,
+        shape: AttentionShape,
+        pairs: mx.array,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        after: mx.array,
+    ) -> mx.array:
+        """Copy whole blocks, int32 [P, 2] (source, destination).
+
+        What comes back, [1, 1, 1, 1], comes after it.
+        """
+        (done,) = self._run(
+            source.copy_source(shape, self._dialect),
+            [pairs, key_pool, value_pool, after],
+            groups=(_groups(shape, shape.num_kv_heads * shape.block_size), 1, pairs.shape[0]),
+            num_threads=MOVER_THREADS,
+            shapes=[(1, 1, 1, 1)],
+            dtypes=[key_pool.dtype],
+        )
+        return done
+
+    def _run(
+        self,
+        text: KernelSource,
+        inputs: list[mx.array],
+        *,
+        groups: tuple[int, int, int],
+        num_threads: int,
+        shapes: list[tuple[int, ...]],
+        dtypes: list[mx.Dtype],
+    ) -> list[mx.array]:
+        kernel = self._kernels.get(text.name)
+        if kernel is None:
+            make = mx.fast.cuda_kernel if self._dialect == "cuda" else mx.fast.metal_kernel
+            made: Any = make(
+                name=text.name,
+                input_names=list(text.input_names),
+                output_names=list(text.output_names),
+                source=text.source,
+                header=text.header,
+            )
+            kernel = self._kernels[text.name] = made
+        outputs: list[mx.array] = kernel(
+            inputs=inputs,
+            grid=(groups[0] * num_threads, groups[1], groups[2]),
+            threadgroup=(num_threads, 1, 1),
+            output_shapes=shapes,
+            output_dtypes=dtypes,
+        )
+        return outputs
+
+
+def _groups(shape: AttentionShape, vectors: int) -> int:
+    """Thread groups that move `vectors` keys, and as many values, in threads of one load each."""
+    pieces = vectors * max(shape.key_dim, shape.value_dim) // source.vector_elements(shape)
+    return -(-pieces // MOVER_THREADS)
