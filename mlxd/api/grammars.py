@@ -5,49 +5,140 @@ It does not know dialects, or how grammars are written.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from mlxd.api.served_model import ServedModel
+from mlxd.chat import structured
+from mlxd.chat.call_grammar import CallGrammar, arguments_schema, call_syntax
 from mlxd.chat.format import AnswerFormat
-from mlxd.chat.structured import StructuredOutput, compose
+from mlxd.chat.structured import Grammar, StructuredOutput, compose
+from mlxd.chat.types import ToolSpec
 from mlxd.errors import InvalidRequestError
 from mlxd.step import GrammarSpec
 
+_HARMONY = "gpt_oss"
+_HARMONY_ANSWERS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
 
-async def constrain_text(model: ServedModel, structured: StructuredOutput) -> GrammarSpec:
+
+async def constrain_text(model: ServedModel, output: StructuredOutput) -> GrammarSpec:
     """For a text that is not a conversation's.
 
     Raises:
         InvalidRequestError: the form cannot be enforced.
     """
-    _check_tokenizer(model, structured.param)
-    text = compose("@answer", {"answer": structured.grammar})
-    await model.grammars.check(text, structured.param)
+    _check_tokenizer(model, output.param)
+    text = compose("@answer", {"answer": output.grammar})
+    await model.grammars.check(text, output.param)
     return GrammarSpec(text)
 
 
 async def constrain(
-    model: ServedModel, answer: AnswerFormat, structured: StructuredOutput | None
+    model: ServedModel, answer: AnswerFormat, output: StructuredOutput | None
 ) -> GrammarSpec | None:
     """For an answer in a conversation; None where it may be anything.
 
+    Calls that are asked for come in a format that the answer's parser reads. Calls that the model is free to
+    make are held to their schema from the marker on that begins one, where it is known how the model goes on;
+    or they are the other thing that an answer of a certain form may be.
+
     Raises:
-        InvalidRequestError: the form cannot be enforced.
+        InvalidRequestError: the form, or that of a call, cannot be enforced.
     """
-    if structured is None:
+    is_required = answer.tool_choice.mode == "required"
+    calls = await _call_grammar(model, answer) if answer.tools else None
+    if is_required and calls is None:
+        raise InvalidRequestError(
+            f"tool_choice: calls cannot be enforced in the format of the parser {answer.tool_parser}",
+            param="tool_choice",
+        )
+    if calls is not None and is_required:
+        return await _after_thinking(model, answer, calls.required(), calls.parts, "tool_choice", calls)
+    if output is not None:
+        _check_tokenizer(model, output.param)
+        start, parts = "@answer", {"answer": output.grammar}
+        if calls is not None:
+            start, parts = f"@answer | {calls.required()}", {**parts, **calls.parts}
+        return await _after_thinking(model, answer, start, parts, output.param, None)
+    if calls is None or not calls.trigger:
         return None
-    return _after_thinking(model, answer, await constrain_text(model, structured))
+    text = compose(calls.after_trigger(), calls.parts)
+    await model.grammars.check(text, "tools")
+    return GrammarSpec(text, (calls.trigger,), repeats=True)
 
 
-def _after_thinking(model: ServedModel, answer: AnswerFormat, spec: GrammarSpec) -> GrammarSpec:
-    """The grammar, which holds once the model has thought."""
+async def _after_thinking(
+    model: ServedModel,
+    answer: AnswerFormat,
+    start: str,
+    parts: Mapping[str, Grammar],
+    param: str,
+    calls: CallGrammar | None,
+) -> GrammarSpec:
+    """The grammar, which holds once the model has thought. `calls` where the answer is nothing else."""
     reasoning = answer.reasoning
-    if reasoning is None:
-        return spec
-    opening = () if answer.is_open else tuple(model.tokenizer.encode(reasoning.start, False)[:1])
-    return GrammarSpec(spec.grammar, (reasoning.end,), opening_token_ids=opening)
+    triggers: tuple[str, ...] = ()
+    opening: tuple[int, ...] = ()
+    if reasoning is not None and reasoning.name == _HARMONY:
+        # Every message has a header, so its first token does not tell thinking from the rest.
+        if calls is None:
+            triggers = _HARMONY_ANSWERS
+        else:
+            start = calls.after_analysis(start)
+    elif reasoning is not None:
+        triggers = (reasoning.end,)
+        if not answer.is_open:
+            opening = tuple(model.tokenizer.encode(reasoning.start, False)[:1])
+    text = compose(start, parts)
+    await model.grammars.check(text, param)
+    return GrammarSpec(text, triggers, opening_token_ids=opening)
+
+
+async def _call_grammar(model: ServedModel, answer: AnswerFormat) -> CallGrammar | None:
+    """The calls that this answer may make; None where it is not known how to enforce them.
+
+    Raises:
+        InvalidRequestError: the schema of a call that is asked for, or to be followed strictly, cannot be
+            enforced.
+    """
+    syntax = None if answer.tool_parser is None else call_syntax(answer.tool_parser)
+    if syntax is None or not _has_tokenizer(model):
+        return None
+    is_required = answer.tool_choice.mode == "required"
+    return CallGrammar(
+        syntax,
+        answer.tools,
+        [
+            await _arguments(model, tool, f"tools[{i}].function.parameters", tool.strict or is_required)
+            for i, tool in enumerate(answer.tools)
+        ],
+        special_tokens=_special_tokens(model),
+        parallel=answer.tool_choice.parallel,
+    )
+
+
+async def _arguments(model: ServedModel, tool: ToolSpec, param: str, must_hold: bool) -> Grammar:
+    """The grammar of a tool's arguments: any object where its schema cannot be enforced and need not be."""
+    try:
+        output = structured.json_schema(arguments_schema(tool), param)
+        await model.grammars.check(compose("@answer", {"answer": output.grammar}), param)
+    except InvalidRequestError:
+        if must_hold:
+            raise
+        output = structured.json_schema(structured.ANY_OBJECT, param)
+    return output.grammar
+
+
+def _special_tokens(model: ServedModel) -> dict[str, int]:
+    tokenizer = model.tokenizer
+    return {tokenizer.token_text(token_id): token_id for token_id in tokenizer.special_token_ids}
+
+
+def _has_tokenizer(model: ServedModel) -> bool:
+    return (model.files.path / "tokenizer.json").is_file()
 
 
 def _check_tokenizer(model: ServedModel, param: str) -> None:
-    if not (model.files.path / "tokenizer.json").is_file():
+    if not _has_tokenizer(model):
         raise InvalidRequestError(
             f"{param}: not supported for this model, which has no tokenizer.json", param=param
         )

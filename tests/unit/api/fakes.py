@@ -60,7 +60,7 @@ def encode(text: str) -> list[int]:
 
 
 FILES = ModelFiles(
-    path=Path("/models/tiny"),
+    path=Path(__file__).parent / "tiny_model",
     config={},
     generation_config={},
     tokenizer_config={},

@@ -19,11 +19,8 @@ Send = Callable[..., Any]
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> FakeEngine:
-    (tmp_path / "tokenizer.json").write_text("{}")
-    engine = FakeEngine()
-    engine.files = replace(FILES, path=tmp_path)
-    return engine
+def engine() -> FakeEngine:
+    return FakeEngine()
 
 
 def ask(engine: FakeEngine, fields: dict[str, Any], path: str = CHAT) -> Any:
@@ -171,7 +168,70 @@ def test_what_changes_nothing_is_not_refused(engine: FakeEngine, schema: Any) ->
 
 
 def test_a_model_without_tokenizer_json_is_held_to_nothing(engine: FakeEngine, tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").unlink()
+    engine.files = replace(FILES, path=tmp_path)
     response = ask(engine, {"guided_regex": "a"})
     assert response.status_code == 400
     assert "tokenizer.json" in response.json()["error"]["message"]
+
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": OBJECT}}
+BAD_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "g", "parameters": {"not": {"type": "object"}}},
+}
+NAMED = {"type": "function", "function": {"name": "f"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED], ids=str)
+def test_a_call_that_is_asked_for_is_all_the_answer(engine: FakeEngine, choice: Any) -> None:
+    assert ask(engine, {"tools": [TOOL], "tool_choice": choice}).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and spec.triggers == ()
+    assert LLMatcher.validate_grammar(spec.grammar) == ""
+    assert "<tool_call>" in spec.grammar
+
+
+def test_a_call_that_is_allowed_is_held_to_its_schema_once_begun(engine: FakeEngine) -> None:
+    assert ask(engine, {"tools": [TOOL, BAD_TOOL]}).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and spec.triggers == ("<tool_call>",) and spec.repeats
+    assert LLMatcher.validate_grammar(spec.grammar) == ""
+
+
+def test_no_tools_no_calls(engine: FakeEngine) -> None:
+    assert ask(engine, {"tools": [TOOL], "tool_choice": "none"}).status_code == 200
+    assert grammar_of(engine) is None
+
+
+def test_with_tools_the_answer_has_its_form_or_is_a_call(engine: FakeEngine) -> None:
+    assert ask(engine, {"tools": [TOOL], "guided_choice": ["yes", "no"]}).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and "@answer | " in spec.grammar
+    assert LLMatcher.validate_grammar(spec.grammar) == ""
+
+
+def test_a_tool_whose_schema_cannot_be_enforced_is_refused_where_it_must_hold(engine: FakeEngine) -> None:
+    strict = {"type": "function", "function": {**BAD_TOOL["function"], "strict": True}}
+    for fields in ({"tools": [TOOL, BAD_TOOL], "tool_choice": "required"}, {"tools": [TOOL, strict]}):
+        response = ask(engine, fields)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "tools[1].function.parameters"
+
+
+def test_a_parser_without_a_grammar_refuses_to_enforce() -> None:
+    engine = FakeEngine()
+    app = make_app(engine, {"chat": {"tool_call_parser": "gemma4"}})
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "tool_choice": "required"}
+    response = call(app, "POST", CHAT, json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tool_choice"
+
+
+def test_thinking_comes_first() -> None:
+    engine = FakeEngine()
+    app = make_app(engine, {"chat": {"reasoning_parser": "qwen3"}})
+    body = {"messages": [{"role": "user", "content": "hi"}], "guided_choice": ["yes", "no"]}
+    assert call(app, "POST", CHAT, json=body).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and spec.triggers == ("</think>",)
+    assert len(spec.opening_token_ids) == 1
