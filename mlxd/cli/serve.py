@@ -5,6 +5,7 @@ It does not know HTTP, requests or models; it only introduces the parts to one a
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import json
 import logging
@@ -102,6 +103,9 @@ class Announcer:
             logger.info("the worker is ready again", extra={"worker_pid": info.pid})
             return
         self._info = info
+        # What is loaded stays: a full collection would walk all of it again and again, for milliseconds each.
+        gc.collect()
+        gc.freeze()
         for warning in info.warnings:
             logger.warning("%s", warning)
         self._print_when_complete()
