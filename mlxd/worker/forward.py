@@ -23,21 +23,14 @@ class Forward(Protocol):
 
     name: str
 
-    def fallback(self) -> Forward | None:
-        """The next best way for the same model and pool, for when this one is wrong; None: there is none."""
-
     def release(self, slot: int) -> None:
         """Forget what the slot's request left outside the blocks."""
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy (source, destination) blocks."""
 
-    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
-        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated.
-
-        `last_tokens`, int32, holds each slot's last token, which decode rows take; its last place belongs to
-        no slot.
-        """
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated."""
 
 
 class PagedForward:
@@ -49,11 +42,9 @@ class PagedForward:
         self._selection = selection
         self._pool = pool
 
-    def fallback(self) -> Forward:
-        """Gather for blockwise, mlx-lm's own caches for gather."""
-        if self.name == "gather":
-            return SlotForward(self._model)
-        return PagedForward(self._model, self._selection, self._pool, "gather")
+    def with_attention(self, name: str) -> PagedForward:
+        """The same model and pool, with another way to attend."""
+        return PagedForward(self._model, self._selection, self._pool, name)
 
     def release(self, slot: int) -> None:
         """Blocks are the front's; nothing else is kept."""
@@ -61,8 +52,7 @@ class PagedForward:
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._pool.copy_blocks(pairs)
 
-    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
-        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])[:, None]
         attention = StepAttention(batch, self._pool.block_size, self.name)
         caches = self._pool.begin_step(attention, batch.positions, batch.slot_mapping)
@@ -88,17 +78,13 @@ class SlotForward:
         self._model = model
         self._caches: dict[int, list[Any]] = {}
 
-    def fallback(self) -> None:
-        """There is none."""
-
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         raise ValueError("mlx-lm's own caches have no blocks to copy")
 
-    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
-        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
+    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         sampled = set(batch.sampled_rows.tolist())
         states: list[mx.array] = []
         logits = [
