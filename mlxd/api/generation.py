@@ -31,7 +31,16 @@ class Generation:
     notes for the access line how it went.
     """
 
-    __slots__ = ("_active", "_num_charged", "_request", "_watcher", "cause", "response_id", "stream")
+    __slots__ = (
+        "_active",
+        "_is_metered",
+        "_num_charged",
+        "_request",
+        "_watcher",
+        "cause",
+        "response_id",
+        "stream",
+    )
 
     def __init__(
         self,
@@ -46,6 +55,7 @@ class Generation:
         self._request = request
         self._active = active
         self._num_charged = 0
+        self._is_metered = request.caller.account.limits_tokens
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -63,14 +73,17 @@ class Generation:
             self.cause = cause
             self._request.access["finish_reason"] = FinishReason.ABORT.value
             self.stream.cancel()
+            self._charge()
 
     def note(self, outputs: list[RequestOutput]) -> HTTPStatusError | None:
         """Charge what came since the last call. Returns why one of `outputs` failed, if one did."""
-        self._charge()
+        if self._is_metered:
+            self._charge()
         failure = None
         for output in outputs:
             reason = output.finish_reason
             if reason is not None:
+                self._charge()
                 known = self._request.access.get("finish_reason", "")
                 self._request.access["finish_reason"] = max(known, reason.value, key=_BADNESS.index)
                 failure = failure or output_error(output)

@@ -82,6 +82,10 @@ class Account:
     tokens: Bucket | None = None
     quota: DailyQuota | None = None
 
+    @property
+    def limits_tokens(self) -> bool:
+        return self.tokens is not None or self.quota is not None
+
     def take_request(self) -> None:
         """Count a request. Raises RateLimitError, and counts nothing, when it is one too many."""
         bucket = self.requests

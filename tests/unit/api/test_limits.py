@@ -56,6 +56,17 @@ def test_a_bucket_may_be_in_debt_and_asks_for_no_more_than_it_holds() -> None:
     assert bucket.seconds_until(100_000) == pytest.approx(90)
 
 
+@pytest.mark.parametrize("per_minute", [1, 7, 11, 60, 97, 601])
+def test_who_waits_to_the_fraction_is_let_in(per_minute: int) -> None:
+    clock = Clock(0.1)
+    bucket = Bucket(per_minute, clock)
+    bucket.take(per_minute)
+    for _ in range(200):
+        clock.now += bucket.seconds_until(1)
+        assert bucket.seconds_until(1) == 0
+        bucket.take(1)
+
+
 @given(
     st.integers(1, 600),
     st.lists(st.floats(0, 40), min_size=1, max_size=80),

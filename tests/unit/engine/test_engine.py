@@ -212,6 +212,17 @@ def test_abort_by_id_takes_all_choices_and_waiting_ones(harness: Harness) -> Non
     run(main())
 
 
+def test_abort_for_a_client_spares_those_of_others(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("a-0", [3], 90, ignore_eos=True, client="alice")])
+            assert not h.engine.abort("a", "bob")
+            assert h.engine.abort("a", "alice")
+            assert (await collect(stream))[0].finish_reason is FinishReason.ABORT
+
+    run(main())
+
+
 def test_timeout_ends_with_its_error(harness: Harness) -> None:
     async def main() -> None:
         async with harness() as h:

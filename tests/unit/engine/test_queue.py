@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlxd.config import SchedulerConfig
-from mlxd.engine.queue import QUANTUM_TOKENS, WaitingQueue
+from mlxd.engine.queue import QUANTUM_TOKENS, Share, WaitingQueue
 from mlxd.engine.request import GenerationRequest, Request, RequestStatus
 from tests.unit.engine.test_engine import ask, collect
 
@@ -163,6 +163,15 @@ def test_a_client_that_has_left_starts_level() -> None:
     assert again.share.deficit == 0.0 and again.share is not first.share
 
 
+@pytest.mark.parametrize(("weight", "deficit", "rounds"), [(1, 0, 1), (1, -63, 1), (1, -64, 2), (2, -64, 1)])
+def test_rounds_to_credit(weight: float, deficit: float, rounds: int) -> None:
+    share = Share(weight)
+    share.deficit = deficit
+    assert share.rounds_to_credit() == rounds
+    share.add_rounds(rounds)
+    assert share.deficit <= 0.0, "it asks for nothing"
+
+
 def test_large_debts_cost_no_loop() -> None:
     """Ten million tokens of debt are 156,250 rounds; and odd weights leave no rounding behind."""
     queue = WaitingQueue()
@@ -280,7 +289,8 @@ def test_two_saturating_keys_get_tokens_by_weight(
                 first = True
                 async for outputs in stream:
                     if not stopped:
-                        served[client] += sum(len(o.token_ids) for o in outputs) + first * prompt
+                        computed = prompt - outputs[0].num_cached_tokens
+                        served[client] += sum(len(o.token_ids) for o in outputs) + first * computed
                     first = False
 
             async def loop(number: int) -> None:

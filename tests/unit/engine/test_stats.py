@@ -97,7 +97,7 @@ def test_preemptions_outlive_the_scheduler(harness: Harness) -> None:
     run(main())
 
 
-@pytest.mark.parametrize(("seconds_per_token", "expected"), [(0.0001, 1), (0.05, 8), (9.0, 120)])
+@pytest.mark.parametrize(("seconds_per_token", "expected"), [(0.0001, 1), (0.0525, 9), (9.0, 120)])
 def test_retry_after_is_the_waiting_tokens_by_the_speed_measured(
     harness: Harness, seconds_per_token: float, expected: int
 ) -> None:
