@@ -24,9 +24,10 @@ from mlxd.api.http import HTTPRequest
 from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
 from mlxd.api.services import Services
+from mlxd.chat.structured import StructuredOutput, json_schema
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 
-_REFUSED = ("container", "mcp_servers", "output_format")
+_REFUSED = ("container", "mcp_servers")
 """Fields whose every value but null and empty asks for what this server cannot do."""
 
 _EFFORTS = {"xhigh": "high", "max": "high"}
@@ -106,10 +107,24 @@ async def _encode(fields: MessageFields, services: Services) -> ChatPrompt:
             thinking_token_budget=thinking.budget_tokens if thinking else None,
             # Agents ask every model to think.
             insists_on_budget=False,
+            structured=_structured(fields),
             add_generation_prompt=not continues,
             continue_final_message=continues,
             kwargs=_template_kwargs(thinking, fields.output_config),
         )
+
+
+def _structured(fields: MessageFields) -> StructuredOutput | None:
+    """The form that the answer must have; None where it may be any text."""
+    if fields.output_config is not None and fields.output_config.format is not None:
+        if fields.output_format is not None:
+            raise InvalidRequestError(
+                "output_format: output_config.format asks for a form already", param="output_format"
+            )
+        return json_schema(fields.output_config.format.schema, "output_config.format.schema")
+    if fields.output_format is not None:
+        return json_schema(fields.output_format.schema, "output_format.schema")
+    return None
 
 
 def _template_kwargs(thinking: Thinking | None, output_config: OutputConfig | None) -> dict[str, Any]:
@@ -137,12 +152,6 @@ def _thinking_display(thinking: Thinking | None) -> ThinkingDisplay:
 def _refuse_unsupported(fields: MessageFields) -> None:
     for name in _REFUSED:
         if getattr(fields, name) not in (None, [], {}):
-            raise _unsupported(name)
-    if fields.output_config is not None and fields.output_config.format is not None:
-        raise _unsupported("output_config.format")
-
-
-def _unsupported(name: str) -> InvalidRequestError:
-    return InvalidRequestError(
-        f"{name}: not supported by this server", param=name, code="unsupported_parameter"
-    )
+            raise InvalidRequestError(
+                f"{name}: not supported by this server", param=name, code="unsupported_parameter"
+            )

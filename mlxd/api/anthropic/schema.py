@@ -101,9 +101,16 @@ class Thinking(msgspec.Struct, kw_only=True):
     """omitted: thinking blocks come without their text; there is no summary, so that is the whole text"""
 
 
+class OutputFormat(msgspec.Struct, kw_only=True):
+    """The answer is JSON that fits the schema."""
+
+    type: Literal["json_schema"]
+    schema: dict[str, Any]
+
+
 class OutputConfig(msgspec.Struct, kw_only=True):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: Any = None
+    format: OutputFormat | None = None
 
 
 class MessageFields(msgspec.Struct, kw_only=True):
@@ -116,6 +123,8 @@ class MessageFields(msgspec.Struct, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
+    output_format: OutputFormat | None = None
+    """the older name of output_config.format"""
     cache_control: Any = None
     temperature: Temperature | None = None
     top_p: Probability | None = None
@@ -133,7 +142,6 @@ class MessageFields(msgspec.Struct, kw_only=True):
     # Known, and refused where they ask for something (anthropic/messages.py).
     container: Any = None
     mcp_servers: Any = None
-    output_format: Any = None
 
 
 class MessagesRequest(MessageFields, kw_only=True):

@@ -358,6 +358,25 @@ def test_a_budget_reaches_the_engine_where_the_model_thinks() -> None:
     assert unlimited.thinking is None
 
 
+# Answers of a certain form
+
+OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+FORM = {"type": "json_schema", "schema": OBJECT}
+
+
+@pytest.mark.parametrize("fields", [{"output_config": {"format": FORM}}, {"output_format": FORM}])
+def test_a_form_becomes_a_grammar(fields: dict[str, Any]) -> None:
+    grammar = submitted(**fields).sampling.grammar
+    assert grammar is not None and "integer" in grammar.grammar
+    assert submitted().sampling.grammar is None
+
+
+@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "f"}])
+def test_a_call_that_is_asked_for_is_enforced(choice: dict[str, Any]) -> None:
+    grammar = submitted(tools=[TOOL], tool_choice=choice).sampling.grammar
+    assert grammar is not None and grammar.triggers == ()
+
+
 # Refusals
 
 
@@ -389,6 +408,17 @@ def test_a_budget_reaches_the_engine_where_the_model_thinks() -> None:
         ),
         ({"tools": [TOOL], "tool_choice": {"type": "required"}}, "tool_choice.type"),
         ({"thinking": {"type": "on"}}, "thinking.type"),
+        ({"output_config": {"format": {"type": "xml", "schema": {}}}}, "output_config.format.type"),
+        ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema: missing"),
+        ({"output_config": {"format": {**FORM, "schema": {"type": 3}}}}, "output_config.format.schema"),
+        ({"output_config": {"format": FORM}, "output_format": FORM}, "output_format: output_config.format"),
+        (
+            {
+                "tools": [{**TOOL, "input_schema": {"properties": {"a": {"type": "nonsense"}}}}],
+                "tool_choice": {"type": "any"},
+            },
+            "tools[0].input_schema",
+        ),
     ],
 )
 def test_refusals_name_the_field(fields: dict[str, Any], problem: str) -> None:
