@@ -28,6 +28,9 @@ _SUBSCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", 
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
+# RFC 3339 has a year 0, which most calendars, Python's among them, do not.
+_YEAR = "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+
 _NOT_ENFORCED = ("$recursiveRef", "disallow", "divisibleBy", "extends")
 """Assertions of older drafts that llguidance passes over. Newer ones that it lacks it refuses itself."""
 
@@ -121,6 +124,8 @@ def _lowered(schema: Any) -> Any:
     changed = {key: _lowered_keyword(key, value) for key, value in schema.items()}
     if changed.get("uniqueItems") is False:
         del changed["uniqueItems"]
+    if changed.get("format") == "date" and "pattern" not in changed:
+        changed["pattern"] = _YEAR
     # llguidance counts a key that comes twice as two, which it is not for who reads the object.
     least, required = changed.get("minProperties"), changed.get("required", ())
     if isinstance(least, int) and isinstance(required, Sequence):

@@ -14,7 +14,7 @@ from llguidance import LLMatcher, LLTokenizer
 from tokenizers import decoders, models, pre_tokenizers
 
 END = "<end>"
-_WORDS = ('{"', '":', '", "', "the", "an", "10", "00", "true", "null", "]}", "\n\n", "  ", "é", "日")
+_WORDS = ('{"', '":', '", "', "the", "an", "10", "00", "true", "null", "]}", "\n\n", "  ", "日")
 
 
 class Walker:
