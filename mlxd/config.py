@@ -88,6 +88,8 @@ class ApiKeyConfig(_Section, frozen=True):
     """of its requests; lower runs first. A request's own `priority` is added to it"""
     weight: Annotated[float, Meta(gt=0)] = 1.0
     """its share beside other clients of the same priority"""
+    cache_salt: str = ""
+    """keys with different salts share no cached prefixes, so none can time what another has asked"""
 
 
 class LimitsConfig(_Section, frozen=True):
@@ -142,6 +144,10 @@ class CacheConfig(_Section, frozen=True):
     """of the device's memory; memory_mb wins"""
     num_blocks: Annotated[int, Meta(ge=2)] | None = None
     """exact pool size, for tests and benches; wins over both"""
+    prefix_caching: bool = True
+    """reuse what was computed for others that begin with the same tokens"""
+    explain_misses: bool = True
+    """keep, for the last few hundred requests, some text around the place where they parted from the cache"""
 
 
 class WorkerConfig(_Section, frozen=True):

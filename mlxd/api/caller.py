@@ -23,6 +23,7 @@ class Caller:
     address: str = ""
     priority: int = 0
     weight: float = 1.0
+    cache_salt: str = ""
     account: Account = UNLIMITED
 
     @property

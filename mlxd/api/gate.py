@@ -39,6 +39,6 @@ class Gate:
             request.caller = Caller(address=address, account=account)
         else:
             request.access["key"] = key.name
-            request.caller = Caller(key.name, address, key.priority, key.weight, account)
+            request.caller = Caller(key.name, address, key.priority, key.weight, key.cache_salt, account)
         if counted:
             account.take_request()

@@ -78,6 +78,7 @@ def _of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest
         sequence,
         client=caller.client,
         weight=caller.weight,
+        cache_salt=caller.cache_salt,
         priority=sequence.priority + caller.priority,
     )
 

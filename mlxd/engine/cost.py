@@ -50,6 +50,12 @@ class StepCostModel:
             wanted = int((target - decode) / self._seconds_per_token)
         return min(limit, max(MIN_CHUNK_TOKENS, wanted))
 
+    def exceeds_a_step(self, num_tokens: int, num_decode_rows: int) -> bool:
+        """Whether computing so many tokens takes longer than waiting for one more step."""
+        if self._seconds_per_token is None:
+            return num_tokens >= UNKNOWN_CHUNK_TOKENS
+        return num_tokens * self._seconds_per_token > self.decode_seconds(max(1, num_decode_rows))
+
     def observe(self, num_decode_rows: int, num_chunk_tokens: int, seconds: float) -> None:
         """Learn from a step that took `seconds`."""
         if seconds <= 0:

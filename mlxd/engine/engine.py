@@ -23,6 +23,7 @@ from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
 from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, force_tokens
+from mlxd.engine.prefix_report import PrefixReports
 from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
@@ -75,6 +76,7 @@ class Engine:
         self.info: WorkerReady | None = None
         self.scheduler: Scheduler | None = None
         self.stats = EngineStats()
+        self.prefix_reports = PrefixReports(explain=config.cache.explain_misses)
         self.loop_monitor = LoopMonitor()
         self.supervisor = WorkerSupervisor(config, self, clock=clock, make_executor=make_executor)
         self._tell_progress = on_progress
@@ -91,6 +93,7 @@ class Engine:
         self._worker_waits = False
         """the worker reads one more message before it gives the last plan's result"""
         self._pump_scheduled = False
+        self._cache_seed = draw_seed()
         self._requests: dict[str, Request] = {}
         self._timers: dict[OutputStream, asyncio.TimerHandle] = {}
         self._waiting_for_worker: list[Request] = []
@@ -230,6 +233,8 @@ class Engine:
             block_size=info.block_size,
             max_num_seqs=config.max_num_seqs,
             max_model_len=info.max_model_len,
+            prefix_caching=self.config.cache.prefix_caching and info.shares_prefixes,
+            seed=self._cache_seed,
         )
         scheduler = Scheduler(config, kv)
         for request in self._waiting_for_worker:
@@ -246,6 +251,7 @@ class Engine:
         if scheduler is None:
             return
         self.stats.num_preemptions += scheduler.num_preemptions
+        self.stats.num_evicted_blocks += scheduler.kv.num_evicted_blocks
         error = WorkerError("the model worker stopped while it computed this answer; please try again")
         for request in list(scheduler.running):
             self._end_early(request, FinishReason.ERROR, error, scheduler)
@@ -411,6 +417,9 @@ class Engine:
             step = scheduler.schedule(self._clock())
             if step is None:
                 break
+            for request in step.admitted:
+                if self.prefix_reports.add(request):
+                    self.stats.count_admitted(request)
             self._in_flight.append(step)
             self.supervisor.send(step.plan)
             self._worker_waits = True

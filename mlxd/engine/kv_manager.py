@@ -1,4 +1,4 @@
-"""Slots and blocks: who owns which part of the KV cache.
+"""Slots and blocks: who owns which part of the KV cache, and what of it is cached for others.
 
 It knows integers only; the tensors are the worker's. What it hands out, the worker never contradicts.
 """
@@ -6,26 +6,71 @@ It knows integers only; the tensors are the worker's. What it hands out, the wor
 from __future__ import annotations
 
 from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
 
 from mlxd._ext.block_table import BlockPool, BlockTables
+from mlxd._ext.hashed_tokens import HashedTokens
+from mlxd._ext.prefix_index import PrefixIndex
+from mlxd.engine.prefix_report import Cause, HitType, PrefixHit
 from mlxd.engine.request import Request
+
+SALT_BYTES = 16
+MAX_KNOWN_PROMPTS = 4096
+"""Prompts by whose digest an identical one is recognised."""
+
+
+@dataclass(slots=True, frozen=True)
+class Match:
+    """What is cached of a request's tokens: whole blocks, and the block where it parts from the nearest.
+
+    `num_common` tokens of `nearest` (0: none) follow the blocks; then it has `other_token_ids`.
+    `was_evicted`: the request's next block was there once, and has been given up.
+    """
+
+    block_ids: list[int]
+    nearest: int
+    num_common: int
+    other_token_ids: tuple[int, ...]
+    was_evicted: bool
 
 
 class KvManager:
     """Hands out slots (rows of the worker's state) and KV blocks, and takes them back.
 
     A running request has a slot in 0 … max_num_seqs - 1 and, in that slot's table, blocks for its tokens.
-    A waiting or preempted one has neither.
+    A waiting or preempted one has neither. Blocks that were given back stay cached, and are reused by
+    requests that begin with the same tokens under the same salt, until the pool runs out: then those whose
+    last use is longest ago are evicted. `seed` (secret) goes into the salts, so that nobody can guess a hash.
     """
 
-    def __init__(self, *, num_blocks: int, block_size: int, max_num_seqs: int, max_model_len: int) -> None:
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        block_size: int,
+        max_num_seqs: int,
+        max_model_len: int,
+        prefix_caching: bool = True,
+        seed: int = 0,
+    ) -> None:
         self.block_size = block_size
+        self.prefix_caching = prefix_caching
         # A context may be as long as the pool, however small: the scheduler checks lengths against both.
         max_blocks_per_seq = -(-max_model_len // block_size)
         self.pool = BlockPool(num_blocks, block_size)
         self.tables = BlockTables(self.pool, max_num_seqs, max_blocks_per_seq)
+        self.index = PrefixIndex(self.tables)
+        self.num_evicted_blocks = 0
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self.num_slots = max_num_seqs
+        self._salt_key = seed.to_bytes(32, "little", signed=True)
+        self._no_tokens = HashedTokens(block_size, bytes(SALT_BYTES))
+        self._copies: list[tuple[int, int]] = []
+        self._known_prompts: OrderedDict[bytes, None] = OrderedDict()
+        self._held: Counter[int] = Counter()
 
     @property
     def num_total_blocks(self) -> int:
@@ -34,47 +79,214 @@ class KvManager:
 
     @property
     def num_used_blocks(self) -> int:
-        return self.num_total_blocks - self.pool.num_free
+        """Blocks that running requests or pins hold."""
+        return self.num_total_blocks - self.num_available_blocks
+
+    @property
+    def num_available_blocks(self) -> int:
+        """Blocks that a newcomer can have: free ones, and cached ones that can be evicted."""
+        return self.pool.num_free + self.index.num_evictable
+
+    @property
+    def num_cached_blocks(self) -> int:
+        """Blocks whose tokens others can reuse, held or not."""
+        return self.index.num_cached
 
     @property
     def num_used_slots(self) -> int:
         return self.num_slots - len(self._free_slots)
 
-    def admit(self, request: Request, headroom: int) -> bool:
+    def match(self, request: Request) -> Match:
+        """What is cached of `request`, of all its tokens but the last: that one's logits are needed."""
+        if not self.prefix_caching:
+            return Match([], 0, 0, (), False)
+        tokens = self._tokens(request)
+        block_ids, nearest, num_common = self.index.match(tokens, tokens.num_tokens - 1)
+        others = self.index.block_tokens(nearest)[num_common:] if nearest else ()
+        was_evicted = self.index.was_evicted(tokens, len(block_ids))
+        return Match(block_ids, nearest, num_common, tuple(others), was_evicted)
+
+    def tokens_soon_cached(
+        self, request: Request, match: Match, others: Iterable[tuple[Request, int]]
+    ) -> int:
+        """How many tokens beyond `match` will be cached once each of `others` has computed so many tokens."""
+        tokens = self._tokens(request)
+        num_matched = len(match.block_ids) * self.block_size + match.num_common
+        most = (tokens.num_tokens - 1) // self.block_size
+        soon = 0
+        for other, num_computed_tokens in others:
+            common = tokens.common_blocks(self._tokens(other))
+            soon = max(soon, min(common, most, num_computed_tokens // self.block_size))
+        return max(0, soon * self.block_size - num_matched)
+
+    def admit(self, request: Request, match: Match, headroom: int) -> bool:
         """Give `request` a slot and blocks for every token it has, or nothing and False.
 
-        `headroom` blocks must be left free afterwards.
-        Taking the whole prompt's blocks at once means that requests which are being prefilled can never
-        block each other half way.
+        What `match` found is reused and counts as computed. `headroom` blocks must be left afterwards, free
+        or evictable. Taking the whole prompt's blocks at once means that requests which are being prefilled
+        can never block each other half way.
         """
-        num_blocks = -(-request.num_tokens // self.block_size)
-        if not self._free_slots or self.pool.num_free < num_blocks + headroom:
+        if not self._free_slots:
             return False
-        slot = self._free_slots[-1]
+        slot, index = self._free_slots[-1], self.index
+        index.share(slot, match.block_ids)
+        adopted = False
+        if match.num_common:
+            index.touch(match.nearest)
+            adopted = index.adopt(slot, match.nearest, match.num_common)
+        num_blocks = -(-request.num_tokens // self.block_size)
+        missing = num_blocks - len(match.block_ids) - adopted
+        num_matched = len(match.block_ids) * self.block_size + match.num_common
+        if self.num_available_blocks < missing + headroom:
+            num_returned = num_matched if adopted else num_matched - match.num_common
+            index.release(slot, self._tokens(request), num_returned)
+            return False
+        # This may evict `nearest`, even give its block to this request: it is copied before anything is
+        # written.
+        self._make_room(missing)
         if not self.tables.reserve(slot, request.num_tokens):
-            raise AssertionError(f"{self.pool.num_free} blocks are free, but {num_blocks} were refused")
+            raise AssertionError(f"{self.pool.num_free} blocks are free, but {missing} were refused")
+        if match.num_common and not adopted:
+            self._copies.append((match.nearest, self.tables.block_ids(slot)[len(match.block_ids)]))
         self._free_slots.pop()
         request.slot = slot
+        request.num_computed_tokens = num_matched
+        if request.prefix_hit is None:
+            request.prefix_hit = self._describe(request, match, num_matched)
+            request.num_cached_tokens = num_matched
         return True
 
     def reserve_rows(self, slots: array[int], context_lens: array[int]) -> int:
-        """Make slot i hold context_lens[i] tokens, in order; returns how many leading rows got theirs."""
-        return self.tables.reserve_rows(slots, context_lens)
+        """Make slot i hold context_lens[i] tokens, in order; returns how many leading rows got theirs.
 
-    def release(self, request: Request) -> int:
-        """Take back the slot and all blocks; returns the slot."""
+        Each row lacks one block at the most. Cached blocks are evicted as far as needed.
+        """
+        num_rows = len(slots)
+        num_reserved = self.tables.reserve_rows(slots, context_lens)
+        # About one row in block_size begins a block: evicting one for each row would empty the cache early.
+        while num_reserved < num_rows and self._evict(1 + (num_rows - num_reserved) // self.block_size):
+            num_reserved = self.tables.reserve_rows(slots, context_lens)
+        return num_reserved
+
+    def take_copies(self) -> tuple[tuple[int, int], ...]:
+        """The (source, destination) blocks to be copied at the start of the plan that is being made."""
+        copies = tuple(self._copies)
+        self._copies.clear()
+        return copies
+
+    def publish(self, request: Request) -> None:
+        """Cache the blocks that plans sent so far have filled, and whose tokens are known."""
+        tokens = self._tokens(request)
+        self.index.publish(request.slot, tokens, self._num_valid(request, tokens))
+
+    def release(self, request: Request, *, keep: bool = True) -> int:
+        """Take back the slot and all blocks; returns the slot.
+
+        What was computed stays cached, also if only a part of the prompt was. Not so with `keep` False: then
+        whatever the request computed is forgotten, because it cannot be trusted.
+        """
         slot = request.slot
-        self.tables.release(slot)
+        if not keep:
+            self.index.discard(slot)
+        tokens = self._tokens(request)
+        num_valid = self._num_valid(request, tokens) if keep else 0
+        self.index.release(slot, tokens, num_valid)
         self._free_slots.append(slot)
         request.slot = -1
         return slot
+
+    def clear(self) -> int:
+        """Forget every cached block that nobody holds; returns how many."""
+        return self.index.evict(self.num_total_blocks)
+
+    def hold(self, block_ids: list[int]) -> None:
+        """Keep cached full blocks, a path, from eviction until `unhold`."""
+        self.index.hold(block_ids)
+        self._held.update(block_ids)
+
+    def unhold(self, block_ids: list[int]) -> None:
+        self.index.unhold(block_ids)
+        self._held.subtract(block_ids)
+        self._held += Counter()  # drops those that are no longer held
+
+    @property
+    def num_held_blocks(self) -> int:
+        return len(self._held)
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a request of `num_tokens` could ever run, alone in the pool."""
         return -(-num_tokens // self.block_size) <= self.num_total_blocks
 
     def check_integrity(self) -> None:
-        """Free + owned = all, each count right. Raises AssertionError with the numbers."""
-        self.tables.check_integrity()
+        """Free + cached + owned = all, each count right. Raises AssertionError with the numbers."""
+        self.index.check_integrity(self._held)
         if len(set(self._free_slots)) != len(self._free_slots):
             raise AssertionError(f"a slot is free twice: {sorted(self._free_slots)}")
+        if self._copies:
+            raise AssertionError(f"copies were left out of a plan: {self._copies}")
+
+    def hash_tokens(self, token_ids: list[int], cache_salt: str) -> HashedTokens:
+        """`token_ids` as the index wants them."""
+        digest = blake2b(cache_salt.encode(), key=self._salt_key, digest_size=SALT_BYTES)
+        tokens = HashedTokens(self.block_size, digest.digest())
+        tokens.extend(token_ids)
+        return tokens
+
+    def _make_room(self, num_blocks: int) -> None:
+        """Evict until so many blocks are free, or nothing is left to evict."""
+        if num_blocks > self.pool.num_free:
+            self._evict(num_blocks - self.pool.num_free)
+
+    def _evict(self, num_blocks: int) -> int:
+        num_evicted = self.index.evict(num_blocks)
+        self.num_evicted_blocks += num_evicted
+        return num_evicted
+
+    def _tokens(self, request: Request) -> HashedTokens:
+        """The request's known tokens, hashed; each is hashed once. None of them where nothing is cached."""
+        if not self.prefix_caching:
+            return self._no_tokens
+        tokens = request.hashed_tokens
+        if tokens is None:
+            tokens = self.hash_tokens(request.params.prompt_token_ids, request.params.cache_salt)
+            request.hashed_tokens = tokens
+        num_known_outputs = tokens.num_tokens - request.num_prompt_tokens
+        if num_known_outputs < len(request.output_token_ids):
+            tokens.extend(request.output_token_ids[num_known_outputs:])
+        return tokens
+
+    def _num_valid(self, request: Request, tokens: HashedTokens) -> int:
+        """Leading tokens that are known, and whose keys and values all plans sent so far will have written.
+
+        Each decode row computes the token that the row before sampled; of the samples in flight, the last
+        one has not been computed by anybody.
+        """
+        computed = request.num_computed_tokens - max(0, request.num_pending_tokens - 1)
+        return min(computed, tokens.num_tokens)
+
+    def _describe(self, request: Request, match: Match, num_matched: int) -> PrefixHit:
+        if not self.prefix_caching:
+            return PrefixHit(HitType.MISS, 0)
+        num_tokens, tokens = request.num_prompt_tokens, self._tokens(request)
+        known = self._is_known(tokens.digest(num_tokens))
+        if num_matched == num_tokens - 1:
+            if num_matched == 0:
+                return PrefixHit(HitType.MISS, 0)
+            return PrefixHit(HitType.EXACT if known else HitType.SUPERSEQUENCE, num_matched)
+        others = match.other_token_ids
+        if match.was_evicted:
+            cause = Cause.EVICTED
+        else:
+            cause = Cause.DIVERGED if others else Cause.NEW
+        if num_matched == 0:
+            return PrefixHit(HitType.MISS, 0, cause, others)
+        return PrefixHit(HitType.LCP if others else HitType.PREFIX, num_matched, cause, others)
+
+    def _is_known(self, digest: bytes) -> bool:
+        """Whether that prompt was admitted before; it is now."""
+        known = digest in self._known_prompts
+        self._known_prompts[digest] = None
+        self._known_prompts.move_to_end(digest)
+        if len(self._known_prompts) > MAX_KNOWN_PROMPTS:
+            self._known_prompts.popitem(last=False)
+        return known

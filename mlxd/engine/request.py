@@ -15,6 +15,8 @@ from mlxd.step import SamplingParams, TokenLogprobs
 from mlxd.text.stop import StopChecker
 
 if TYPE_CHECKING:
+    from mlxd._ext.hashed_tokens import HashedTokens
+    from mlxd.engine.prefix_report import PrefixHit
     from mlxd.engine.queue import Share
     from mlxd.engine.stream import OutputStream
     from mlxd.text.detokenizer import Detokenizer
@@ -52,6 +54,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: the engine draws one; it becomes sampling.seed"""
     timeout_seconds: float | None = None
     """None: the server's"""
+    cache_salt: str = ""
+    """requests share cached prefixes with those of the same salt only"""
+    message_ends: tuple[int, ...] = ()
+    """where known, how many prompt tokens there are up to the end of each message's content"""
 
 
 class FinishReason(enum.StrEnum):
@@ -131,6 +137,7 @@ class Request:
         "finish_time",
         "first_scheduled_time",
         "first_token_time",
+        "hashed_tokens",
         "held_output",
         "last_token_time",
         "max_tokens",
@@ -144,6 +151,7 @@ class Request:
         "output_token_ids",
         "params",
         "paused",
+        "prefix_hit",
         "share",
         "slot",
         "status",
@@ -192,7 +200,12 @@ class Request:
         self.num_stale_samples = 0
         """samples in flight that were overtaken: tokens were put in their place"""
         self.num_cached_tokens = 0
+        """prompt tokens that the cache had at the first admission"""
         self.num_preemptions = 0
+        self.hashed_tokens: HashedTokens | None = None
+        """the KV manager's view of the known tokens"""
+        self.prefix_hit: PrefixHit | None = None
+        """how the first admission met the cache; None before"""
 
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None

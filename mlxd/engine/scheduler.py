@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from mlxd.config import SchedulerConfig
 from mlxd.engine.cost import StepCostModel
-from mlxd.engine.kv_manager import KvManager
+from mlxd.engine.kv_manager import KvManager, Match
 from mlxd.engine.queue import WaitingQueue
 from mlxd.engine.request import Request, RequestStatus
 from mlxd.step import SlotInit, StepPlan
@@ -28,6 +28,8 @@ class ScheduledStep:
     sampled: list[Request]
     num_decode_rows: int
     num_chunk_tokens: int
+    admitted: list[Request]
+    """requests that got their slot in this step"""
 
     @property
     def num_rows(self) -> int:
@@ -42,8 +44,12 @@ class _Chunk:
     num_tokens: int
 
     @property
+    def end(self) -> int:
+        return self.start + self.num_tokens
+
+    @property
     def samples(self) -> bool:
-        return self.start + self.num_tokens == self.request.num_tokens
+        return self.end == self.request.num_tokens
 
 
 class Scheduler:
@@ -65,6 +71,8 @@ class Scheduler:
         self._next_step_id = 0
         self._released: list[int] = []
         self._admitted: list[Request] = []
+        self._publishing: list[Request] = []
+        """those with a decode row in this step whose generated blocks are due to be published"""
 
     @property
     def num_unfinished(self) -> int:
@@ -86,7 +94,8 @@ class Scheduler:
         """End `request`, wherever it is; its blocks are free before the next plan."""
         if request.slot >= 0:
             self.running.remove(request)
-            self._release(request)
+            # What a failed request left may be what made it fail (NaN), so nobody else shall have it.
+            self._release(request, keep=status is not RequestStatus.FINISHED_ERROR)
         elif not request.status.is_finished:
             self.waiting.remove(request)
         self.waiting.forget(request)
@@ -117,8 +126,11 @@ class Scheduler:
         self.kv.check_integrity()
         if self.kv.num_used_slots != len(self.running):
             raise AssertionError(f"{self.kv.num_used_slots} slots for {len(self.running)} running requests")
-        if not self.running and self.kv.num_used_blocks:
-            raise AssertionError(f"{self.kv.num_used_blocks} blocks are owned, but nothing runs")
+        if not self.running and self.kv.num_used_blocks != self.kv.num_held_blocks:
+            raise AssertionError(
+                f"{self.kv.num_used_blocks} blocks are owned and {self.kv.num_held_blocks} pinned, but "
+                "nothing runs"
+            )
 
     def _schedule_decodes(self) -> list[Request]:
         rows = [r for r in self.running if r.decoding and r.num_samples_left > 0 and not r.paused]
@@ -130,10 +142,15 @@ class Scheduler:
                 break
             self._preempt(self._last_running())
             rows = [r for r in rows if r.slot >= 0]
+        block_size = self.kv.block_size
         for request in rows:
             request.num_computed_tokens += 1
             request.num_pending_tokens += 1
             request.num_samples_left -= 1
+            # Once a block, and for the sake of the longest step not all in the same one, though many
+            # requests may have begun together.
+            if (request.num_computed_tokens + request.slot) % block_size == 0:
+                self._publishing.append(request)
         return rows
 
     def _schedule_chunks(self, num_decode_rows: int, now: float) -> list[_Chunk]:
@@ -149,8 +166,11 @@ class Scheduler:
             # A preempted request waits for its samples in flight: they are part of what it computes again.
             if newcomer is None or newcomer.num_pending_tokens:
                 break
+            match = self.kv.match(newcomer)
+            if chunks and self._had_better_wait(newcomer, match, chunks, num_decode_rows):
+                break
             # Room for one more block for each running request, or the newcomer would soon be preempted.
-            if not self.kv.admit(newcomer, headroom=len(self.running)):
+            if not self.kv.admit(newcomer, match, headroom=len(self.running)):
                 break
             self.waiting.admit(newcomer)
             newcomer.status = RequestStatus.RUNNING
@@ -159,6 +179,17 @@ class Scheduler:
             self._admitted.append(newcomer)
             budget -= self._add_chunk(newcomer, budget, chunks)
         return chunks
+
+    def _had_better_wait(
+        self, newcomer: Request, match: Match, chunks: list[_Chunk], num_decode_rows: int
+    ) -> bool:
+        """Whether this step computes so much of what `newcomer` needs that it starts sooner after it.
+
+        One step is all it waits: every chunk has its share of the budget, so what is left of the budget now
+        is left because those prompts end in this step.
+        """
+        num_tokens = self.kv.tokens_soon_cached(newcomer, match, [(c.request, c.end) for c in chunks])
+        return num_tokens > 0 and self.cost.exceeds_a_step(num_tokens, num_decode_rows)
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[_Chunk]) -> int:
         start = request.num_computed_tokens
@@ -175,7 +206,7 @@ class Scheduler:
         sample = bytearray(b"\x01" * num_decode_rows)
         token_ids = array("i")
         for chunk in chunks:
-            request, end = chunk.request, chunk.start + chunk.num_tokens
+            request, end = chunk.request, chunk.end
             samples = chunk.samples
             slots.append(request.slot)
             query_lens.append(chunk.num_tokens)
@@ -202,11 +233,19 @@ class Scheduler:
             block_table_width=width,
             release=tuple(self._released),
             admit=tuple(self._slot_init(r) for r in self._admitted),
+            copy_blocks=self.kv.take_copies(),
         )
+        # From the next plan on, others may read what this one writes. Not in this one: it copies blocks
+        # before it writes any.
+        for chunk in chunks:
+            self.kv.publish(chunk.request)
+        for request in self._publishing:
+            self.kv.publish(request)
+        admitted, self._admitted = self._admitted, []
+        self._publishing.clear()
         self._released.clear()
-        self._admitted.clear()
         self._next_step_id += 1
-        return ScheduledStep(plan, sampled, num_decode_rows, len(token_ids))
+        return ScheduledStep(plan, sampled, num_decode_rows, len(token_ids), admitted)
 
     def _slot_init(self, request: Request) -> SlotInit:
         sampling = request.params.sampling
@@ -232,7 +271,7 @@ class Scheduler:
         request.status = RequestStatus.PREEMPTED
         self.waiting.push(request)
 
-    def _release(self, request: Request) -> None:
-        self._released.append(self.kv.release(request))
+    def _release(self, request: Request, *, keep: bool = True) -> None:
+        self._released.append(self.kv.release(request, keep=keep))
         request.decoding = False
         request.num_computed_tokens = 0

@@ -46,6 +46,11 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
+    """prompt tokens that the cache had"""
+    num_evicted_blocks: int = 0
+    """by KV managers that are gone; the present one counts its own"""
+    prefix_hits: Counter[str] = field(default_factory=Counter)
+    """requests by HitType"""
     num_preemptions: int = 0
     """of schedulers that are gone; the present one counts its own"""
     finish_reasons: Counter[str] = field(default_factory=Counter)
@@ -80,6 +85,12 @@ class EngineStats:
         self.step_seconds.observe(seconds)
         self.step_tokens.observe(num_tokens)
         self.step_rows.observe(num_rows)
+
+    def count_admitted(self, request: Request) -> None:
+        """`request` has a slot for the first time."""
+        assert request.prefix_hit is not None
+        self.prefix_hits[request.prefix_hit.type.value] += 1
+        self.num_cached_tokens += request.num_cached_tokens
 
     def count_first_token(self, request: Request, now: float) -> None:
         scheduled = request.first_scheduled_time

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlxd.engine.prefix_report import HitType, PrefixReport
 from mlxd.engine.request import Request, RequestStatus
 from mlxd.engine.supervisor import WorkerState
 
@@ -36,8 +37,8 @@ def describe(engine: Engine) -> dict[str, object]:
             "peak_memory_gb": round(stats.peak_memory_bytes / GB, 3),
             "cache_memory_gb": round(stats.cache_memory_bytes / GB, 3),
         },
-        "cache": _cache(engine),
-        "requests": [_request(request, now) for request in engine.requests()],
+        "cache": describe_cache(engine),
+        "requests": [_request(engine, request, now) for request in engine.requests()],
         "finish_reasons": dict(stats.finish_reasons),
         "num_preempted": engine.num_preemptions,
         "worker": {
@@ -75,26 +76,52 @@ def _model_name(engine: Engine) -> str | None:
     return model.served_names[0] if model.served_names else model.path
 
 
-def _cache(engine: Engine) -> dict[str, object]:
-    info, scheduler = engine.info, engine.scheduler
+def describe_cache(engine: Engine) -> dict[str, object]:
+    """The cache's part of /v1/status: `entries` are cached blocks, `memory_mb` is what they and others take.
+
+    `used_blocks` are held by running requests or pins, `evictable_blocks` are cached and held by nobody.
+    """
+    info, scheduler, stats = engine.info, engine.scheduler, engine.stats
     if info is None or scheduler is None:
         return {"type": "paged_cache", "entries": 0, "hit_rate": 0.0, "memory_mb": 0.0}
     kv = scheduler.kv
     block_bytes = info.memory.kv_bytes_per_token * info.block_size
-    total = engine.stats.num_prompt_tokens
+    total = stats.num_prompt_tokens
     return {
         "type": "paged_cache",
-        "entries": kv.num_used_blocks,
-        "hit_rate": round(engine.stats.num_cached_tokens / total, 4) if total else 0.0,
-        "memory_mb": round(kv.num_used_blocks * block_bytes / MB, 1),
+        "entries": kv.num_cached_blocks,
+        "hit_rate": round(stats.num_cached_tokens / total, 4) if total else 0.0,
+        "memory_mb": round((kv.num_total_blocks - kv.pool.num_free) * block_bytes / MB, 1),
+        "prefix_caching": kv.prefix_caching,
         "block_size": info.block_size,
         "total_blocks": kv.num_total_blocks,
         "used_blocks": kv.num_used_blocks,
+        "evictable_blocks": kv.index.num_evictable,
+        "free_blocks": kv.pool.num_free,
+        "evicted_blocks": stats.num_evicted_blocks + kv.num_evicted_blocks,
         "capacity_mb": round(info.memory.kv_pool_bytes / MB, 1),
+        "prompt_tokens": total,
+        "cached_tokens": stats.num_cached_tokens,
+        "hit_types": {hit_type.value: stats.prefix_hits[hit_type.value] for hit_type in HitType},
     }
 
 
-def _request(request: Request, now: float) -> dict[str, object]:
+def explain(engine: Engine, report: PrefixReport, *, with_text: bool) -> dict[str, object]:
+    """What `report` says; with the texts around the place where the prompt parted from the cache, or not."""
+    tokenizer = engine.tokenizer
+    return report.to_json(tokenizer.decode if tokenizer is not None and with_text else None)
+
+
+def _prefix(engine: Engine, request: Request) -> dict[str, object]:
+    report = engine.prefix_reports.get(request.request_id)
+    if report is None:
+        # Not admitted yet. The guide has a word for every request.
+        return {"cache_hit_type": HitType.MISS.value, "cached_tokens": 0, "cache_miss": None}
+    # Whoever may see the status sees every request: with several keys, the prompts are not all theirs.
+    return explain(engine, report, with_text=len(engine.config.limits.api_keys) <= 1)
+
+
+def _request(engine: Engine, request: Request, now: float) -> dict[str, object]:
     num_output_tokens = len(request.output_token_ids)
     first = request.first_token_time
     scheduled = request.first_scheduled_time
@@ -109,8 +136,7 @@ def _request(request: Request, now: float) -> dict[str, object]:
         "tokens_per_second": round((num_output_tokens - 1) / generating, 2) if generating > 0 else 0.0,
         "ttft_s": round(first - request.arrival_time, 4) if first is not None else None,
         "progress": round(num_output_tokens / request.max_tokens, 4),
-        "cache_hit_type": "prefix" if request.num_cached_tokens else "miss",
-        "cached_tokens": request.num_cached_tokens,
+        **_prefix(engine, request),
         "generated_tokens": num_output_tokens,
         "max_tokens": request.max_tokens,
         "prompt_tokens": request.num_prompt_tokens,

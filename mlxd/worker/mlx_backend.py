@@ -93,6 +93,8 @@ class MlxBackend:
             dtype=str(loaded.dtype).removeprefix("mlx.core."),
             versions=versions(),
             warnings=tuple(warnings),
+            # mlx-lm's own caches are a slot's alone.
+            shares_prefixes=runner.attention_name != "mlx-lm",
         )
 
     def launch(self, plan: StepPlan) -> PendingStep:

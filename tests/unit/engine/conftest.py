@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import WordLevel
 
-from mlxd.config import Config, SchedulerConfig
+from mlxd.config import CacheConfig, Config, SchedulerConfig
 from mlxd.engine.engine import Engine
 from tests.unit.engine.fake_worker import EOS, VOCAB_SIZE, FakeWorker
 
@@ -84,8 +84,10 @@ MakeHarness = Callable[..., Awaitable[Harness]]
 @pytest.fixture
 def harness(model_folder: Path) -> Callable[..., Any]:
     @asynccontextmanager
-    async def make(scheduler: SchedulerConfig | None = None, **options: Any) -> AsyncIterator[Harness]:
-        config = Config(scheduler=scheduler or SchedulerConfig(max_num_seqs=8))
+    async def make(
+        scheduler: SchedulerConfig | None = None, *, cache: CacheConfig | None = None, **options: Any
+    ) -> AsyncIterator[Harness]:
+        config = Config(scheduler=scheduler or SchedulerConfig(max_num_seqs=8), cache=cache or CacheConfig())
         h = Harness(config, model_folder, **options)
         await h.engine.start()
         try:

@@ -69,6 +69,7 @@ class FakeWorker:
         block_size: int = 4,
         max_model_len: int = 128,
         folder: str = "",
+        shares_prefixes: bool = True,
     ) -> None:
         self.on_message = on_message
         self.on_exit = on_exit
@@ -76,6 +77,7 @@ class FakeWorker:
         self.num_blocks = num_blocks
         self.max_model_len = min(max_model_len, (num_blocks - 1) * block_size)
         self.folder = folder
+        self.shares_prefixes = shares_prefixes
         self.plans: list[StepPlan] = []
         self.alive = True
         self.hold = False
@@ -107,6 +109,7 @@ class FakeWorker:
                         device="cpu",
                         attention="none",
                         dtype="none",
+                        shares_prefixes=self.shares_prefixes,
                     )
                 )
             case StepPlan():
@@ -158,6 +161,12 @@ class FakeWorker:
         for init in plan.admit:
             assert init.slot not in self._slots, "a slot was given away twice"
             self._slots[init.slot] = init
+        for source, destination in plan.copy_blocks:
+            assert source and destination, "the null block was copied"
+            for offset in range(self.block_size):
+                kept = self._kv.get(source * self.block_size + offset)
+                if kept is not None:
+                    self._kv[destination * self.block_size + offset] = kept
         slots, query_lens, context_lens = ints(plan.slots), ints(plan.query_lens), ints(plan.context_lens)
         assert len(set(slots)) == len(slots), "two rows of one request in a step"
         mapping, tables = ints(plan.slot_mapping), ints(plan.block_tables)

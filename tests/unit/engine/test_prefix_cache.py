@@ -1,0 +1,307 @@
+"""The prefix cache: cached equals not cached, whatever is shared, cut off, evicted or preempted.
+
+The fake worker computes each token from what its cache holds at the places that the plan names, so a block
+reused in the wrong place, too early or too late changes the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mlxd.config import CacheConfig, SchedulerConfig
+from mlxd.engine.prefix_report import HitType
+from mlxd.engine.request import FinishReason, RequestOutput
+from tests.unit.engine.fake_worker import VOCAB_SIZE, generate, ints
+from tests.unit.engine.test_engine import ask, collect, prompt_of, run, talkative
+
+Harness = Callable[..., Any]
+BLOCK_SIZE = 4
+
+
+def num_prefilled(h: Any) -> int:
+    """Prompt tokens that plans have carried so far."""
+    return sum(len(ints(plan.token_ids)) for plan in h.worker.plans)
+
+
+async def answer(h: Any, name: str, prompt: list[int], max_tokens: int = 6, **fields: Any) -> RequestOutput:
+    """One request from beginning to end; its tokens must be those of a lone one without a cache."""
+    output = (await collect(h.engine.submit([ask(name, prompt, max_tokens, **fields)])))[0]
+    expected = generate(prompt, max_tokens, fields.get("seed", 0))
+    assert output.token_ids[: len(expected)] == expected, name
+    assert len(output.token_ids) == max_tokens if fields.get("ignore_eos") else len(expected)
+    return output
+
+
+def hit_type(h: Any, name: str) -> HitType:
+    return h.engine.prefix_reports.get(name).hit.type
+
+
+class Agents:
+    """Clients that talk at once: they share beginnings, resend what grows, cut, branch, leave and fail."""
+
+    def __init__(self, h: Any, rng: random.Random, max_len: int) -> None:
+        self.h = h
+        self.rng = rng
+        self.max_len = max_len
+        self.systems = [prompt_of(rng, length) for length in (3, 8, 13, 30, 31, 32)]
+        self.num_answers = 0
+        self.num_left = 0
+        self.num_failed = 0
+
+    async def converse(self, number: int) -> None:
+        rng = self.rng
+        history = rng.choice(self.systems)[: rng.choice((8, 100, 100))] + prompt_of(rng, rng.randrange(1, 9))
+        for turn in range(rng.randrange(1, 5)):
+            max_tokens = rng.randrange(1, 24)
+            if len(history) + max_tokens > self.max_len:
+                return
+            reply = await self.ask(f"{number}/{turn}", history, max_tokens)
+            # What the template makes of the answer: all of it, some of it, none of it.
+            history = history + reply[: rng.choice((100, 100, 100, 3, 0))] + prompt_of(rng, rng.randrange(7))
+            if rng.random() < 0.1:
+                history = [*history[: rng.randrange(1, len(history))], rng.randrange(2, VOCAB_SIZE)]
+            for _ in range(rng.randrange(3)):
+                await asyncio.sleep(0)
+
+    async def ask(self, name: str, prompt: list[int], max_tokens: int) -> list[int]:
+        rng = self.rng
+        num_choices = rng.choice((1, 1, 1, 1, 3))
+        seeds = [rng.randrange(3) for _ in range(num_choices)]
+        salt = rng.choice(("", "", "", "salt"))
+        if rng.random() < 0.03:
+            self.h.worker.fail_rows.add(f"{name}-0")
+        stream = self.h.engine.submit(
+            [
+                ask(f"{name}-{i}", prompt, max_tokens, index=i, seed=seeds[i], cache_salt=salt)
+                for i in range(num_choices)
+            ]
+        )
+        if rng.random() < 0.1:
+            for _ in range(rng.randrange(12)):
+                await asyncio.sleep(0)
+            stream.cancel()
+        outputs = await collect(stream)
+        for i, output in outputs.items():
+            expected = generate(prompt, max_tokens, seeds[i])
+            assert output.token_ids == expected[: len(output.token_ids)], name
+            assert output.num_cached_tokens < len(prompt)
+            if output.finish_reason is FinishReason.ABORT:
+                self.num_left += 1
+            elif output.finish_reason is FinishReason.ERROR:
+                assert "told to fail" in str(output.error)
+                self.num_failed += 1
+            else:
+                assert len(output.token_ids) == len(expected), name
+                self.num_answers += 1
+        return outputs[num_choices - 1].token_ids
+
+
+async def crowd(make: Harness, rng: random.Random, num_conversations: int) -> None:
+    """Conversations, eight at a time, over a pool that holds about three of them."""
+    max_len = 100
+    config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=rng.choice((7, 24, 2048)))
+    async with make(config, num_blocks=28, max_model_len=max_len) as h:
+        agents = Agents(h, rng, max_len)
+        numbers = iter(range(num_conversations))
+
+        async def client() -> None:
+            for number in numbers:
+                await agents.converse(number)
+                h.engine.scheduler.check_integrity()
+
+        await asyncio.gather(*(client() for _ in range(8)))
+        kv, stats = h.engine.scheduler.kv, h.engine.stats
+        assert h.engine.requests() == [] and kv.num_used_blocks == 0
+        assert kv.num_evicted_blocks > num_conversations
+        assert h.engine.scheduler.num_preemptions > 0
+        assert stats.num_cached_tokens > stats.num_prompt_tokens / 10
+        assert set(stats.prefix_hits) == set(HitType)
+        assert agents.num_answers > agents.num_left > 0 and agents.num_failed > 0
+        assert any(plan.copy_blocks for plan in h.worker.plans)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cached_equals_not_cached(harness: Harness, seed: int) -> None:
+    run(crowd(harness, random.Random(seed), 100))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 20))
+def test_cached_equals_not_cached_in_two_thousand_conversations(harness: Harness, seed: int) -> None:
+    run(crowd(harness, random.Random(seed), 200))
+
+
+def test_hit_types(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = talkative(6) * 5  # ten tokens
+            assert len(prompt) == 10
+            reply = (await answer(h, "first", prompt)).token_ids
+            assert hit_type(h, "first") is HitType.MISS
+            assert (await answer(h, "again", prompt)).num_cached_tokens == 9
+            assert hit_type(h, "again") is HitType.EXACT
+            # The last sampled token was never computed.
+            known = prompt + reply[:-1]
+            assert (await answer(h, "next turn", [*known, reply[-1], 2, 3])).num_cached_tokens == len(known)
+            assert hit_type(h, "next turn") is HitType.PREFIX
+            assert (await answer(h, "beginning", prompt[:7])).num_cached_tokens == 6
+            assert hit_type(h, "beginning") is HitType.SUPERSEQUENCE
+            other = [*prompt[:6], prompt[6] ^ 1, 9, 9, 9]
+            assert (await answer(h, "parts inside a block", other)).num_cached_tokens == 6
+            assert hit_type(h, "parts inside a block") is HitType.LCP
+            assert (await answer(h, "one token", prompt[:1])).num_cached_tokens == 0
+            assert hit_type(h, "one token") is HitType.MISS
+            assert h.engine.stats.prefix_hits == {
+                "miss": 2,
+                "exact": 1,
+                "prefix": 1,
+                "supersequence": 1,
+                "lcp": 1,
+            }
+
+    run(main())
+
+
+def test_a_second_identical_request_computes_one_token(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(num_blocks=100, max_model_len=300) as h:
+            for length in range(33, 41):
+                prompt = prompt_of(random.Random(length), length)
+                await answer(h, f"{length} first", prompt, 1)
+                before = num_prefilled(h)
+                assert (await answer(h, f"{length} second", prompt, 1)).num_cached_tokens == length - 1
+                assert num_prefilled(h) == before + 1
+
+    run(main())
+
+
+def test_requests_that_arrive_together_compute_a_shared_prefix_once(harness: Harness) -> None:
+    async def main() -> None:
+        config = SchedulerConfig(max_num_seqs=16, max_num_batched_tokens=64)
+        async with harness(config, num_blocks=400, max_model_len=300) as h:
+            prefix = prompt_of(random.Random(1), 200)
+            prompts = [[*prefix, 2 + i, 3] for i in range(10)]
+            await asyncio.gather(*(answer(h, f"r{i}", prompt) for i, prompt in enumerate(prompts)))
+            assert num_prefilled(h) == 202 + 9 * 2
+
+    run(main())
+
+
+def test_choices_share_the_prompts_blocks(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(num_blocks=100, max_model_len=300) as h:
+            prompt = prompt_of(random.Random(2), 101)
+            stream = h.engine.submit(
+                [ask(f"n-{i}", prompt, 30, index=i, seed=i, ignore_eos=True) for i in range(4)]
+            )
+            await h.until(lambda: len(h.engine.scheduler.running) == 4)
+            # 25 blocks of the prompt, and each choice's own last one.
+            assert h.engine.scheduler.kv.num_used_blocks <= 25 + 4 * 2
+            await collect(stream)
+            assert num_prefilled(h) == 101 + 3 * 1
+
+    run(main())
+
+
+def test_a_cancelled_prefill_is_kept(harness: Harness) -> None:
+    async def main() -> None:
+        config = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=16)
+        async with harness(config, num_blocks=100, max_model_len=300) as h:
+            prompt = prompt_of(random.Random(3), 100)
+            stream = h.engine.submit([ask("leaves", prompt, 5)])
+            await h.until(lambda: len(h.worker.plans) == 3)
+            stream.cancel()
+            await collect(stream)
+            assert (await answer(h, "comes back", prompt)).num_cached_tokens == 16 * len(h.worker.plans[:3])
+
+    run(main())
+
+
+def test_a_preempted_request_finds_its_work_again(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness(SchedulerConfig(max_num_seqs=2), num_blocks=21) as h:
+            prompts = [prompt_of(random.Random(seed), 20) for seed in (1, 2)]
+            answers = [answer(h, f"{i}", p, 30, ignore_eos=True) for i, p in enumerate(prompts)]
+            outputs = await asyncio.gather(*answers)
+            assert h.engine.scheduler.num_preemptions == 1
+            assert [len(output.token_ids) for output in outputs] == [30, 30]
+            # Far fewer than a second time everything.
+            assert num_prefilled(h) < 40 + 30
+
+    run(main())
+
+
+def test_what_failed_is_not_reused(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            head = prompt_of(random.Random(4), 8)
+            await answer(h, "good", head)
+            h.worker.fail_rows.add("bad")
+            prompt = [*head, *prompt_of(random.Random(5), 20)]
+            output = (await collect(h.engine.submit([ask("bad", prompt)])))[0]
+            assert output.finish_reason is FinishReason.ERROR
+            again = await answer(h, "again", prompt)
+            assert again.num_cached_tokens == 8, "what others computed stays, what it computed does not"
+
+    run(main())
+
+
+def test_salts_share_nothing(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = prompt_of(random.Random(6), 30)
+            await answer(h, "alice", prompt, cache_salt="alice")
+            assert (await answer(h, "bob", prompt, cache_salt="bob")).num_cached_tokens == 0
+            assert hit_type(h, "bob") is HitType.MISS
+            assert h.engine.prefix_reports.get("bob").hit.cached_token_ids == ()
+            assert (await answer(h, "nobody", prompt)).num_cached_tokens == 0
+            assert (await answer(h, "alice again", prompt, cache_salt="alice")).num_cached_tokens == 29
+
+    run(main())
+
+
+def test_a_conversation_may_fill_the_pool_to_the_last_block(harness: Harness) -> None:
+    """Also when the hit takes over a partly filled block: it is not counted twice."""
+
+    async def main() -> None:
+        async with harness(num_blocks=9, max_model_len=32) as h:
+            rng = random.Random(7)
+            history = prompt_of(rng, 5)
+            while len(history) < 31:
+                await answer(h, f"{len(history)}", history, 1)
+                history = [*history, *prompt_of(rng, 2)]
+            assert (await answer(h, "last", history[:31], 1)).num_cached_tokens >= 28
+
+    run(main())
+
+
+def test_nothing_is_shared_where_the_worker_cannot(harness: Harness) -> None:
+    async def main() -> None:
+        for options in ({"shares_prefixes": False}, {"cache": CacheConfig(prefix_caching=False)}):
+            async with harness(**options) as h:
+                prompt = prompt_of(random.Random(8), 30)
+                for name in ("first", "second"):
+                    assert (await answer(h, name, prompt)).num_cached_tokens == 0
+                    assert hit_type(h, name) is HitType.MISS
+                kv = h.engine.scheduler.kv
+                assert kv.num_cached_blocks == 0 and kv.pool.num_used == 0
+
+    run(main())
+
+
+def test_a_new_worker_starts_with_an_empty_cache(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            prompt = prompt_of(random.Random(9), 30)
+            await answer(h, "first", prompt)
+            h.worker.die()
+            await h.until(lambda: len(h.workers) == 2 and h.is_ready())
+            assert (await answer(h, "second", prompt)).num_cached_tokens == 0
+            assert (await answer(h, "third", prompt)).num_cached_tokens == 29
+
+    run(main())
