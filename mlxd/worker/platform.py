@@ -30,6 +30,11 @@ FREED_CACHE_SHARE = 0.05
 """of the device: how much freed memory MLX may keep for reuse before it gives it back"""
 
 
+APPLE_CORES = {"p": 5, "g": 10, "s": 32, "c": 32, "d": 64}
+"""phone, base, Max twice, Ultra; Pro counts as base or Max"""
+CU_MULTIPROCESSOR_COUNT = 16
+"""cuda.h: CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"""
+
 SLOW_GFLOPS = 8.0
 """below this a CPU does not use a tuned BLAS, whatever was loaded: the reference one does 3 to 5"""
 
@@ -157,6 +162,24 @@ def detect_device() -> Device:
         return Device("metal", name, total, usable, usable - mx.get_active_memory())
     total = int(info.get("total_memory", 0) or info.get("memory_size", 0))
     return Device("cuda", name, total, int(total * CUDA_SHARE), int(info.get("free_memory", total)))
+
+
+def gpu_cores() -> int:
+    """Multiprocessors of the CUDA device, or about as many cores as the Apple GPU has. Imports MLX."""
+    import mlx.core as mx
+
+    if mx.metal.is_available():
+        # The last letter of the architecture, applegpu_g14s for one, says which of its chips it is.
+        architecture = str(mx.device_info().get("architecture", ""))
+        return APPLE_CORES.get(architecture[-1:], 10)
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, count = ctypes.c_int(), ctypes.c_int()
+    failed = (
+        driver.cuInit(0)
+        or driver.cuDeviceGet(ctypes.byref(device), 0)
+        or driver.cuDeviceGetAttribute(ctypes.byref(count), CU_MULTIPROCESSOR_COUNT, device)
+    )
+    return 64 if failed else count.value
 
 
 def posix_memory() -> tuple[int, int]:

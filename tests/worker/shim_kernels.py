@@ -46,6 +46,6 @@ class ShimKernels(PagedKernels):
         self.launches[kind] = self.launches.get(kind, 0) + 1
         if text.name not in self._shims:
             kinds = {name: array.dtype.name for name, array in arrays.items()}
-            self._shims[text.name] = ShimKernel(text, self._dialect, kinds, self._folder)
+            self._shims[text.name] = ShimKernel(text, self.dialect, kinds, self._folder)
         self._shims[text.name](arrays, groups, num_threads)
         return [mx.array(arrays[name]) for name in text.output_names]

@@ -346,7 +346,7 @@ def test_tiles_fit(dim: int, repeats: int, dtype: str) -> None:
 def test_splits_fill_the_device_and_no_more() -> None:
     assert choose_splits(128, 8, 512, 132) == 1
     assert choose_splits(32, 8, 4096, 132) == 4
-    assert choose_splits(1, 8, 16384, 132) == 64
-    assert choose_splits(1, 8, 512, 132) == 4
+    assert choose_splits(1, 8, 16384, 132) == 32
+    assert choose_splits(1, 8, 512, 132) == 1
     assert choose_splits(1, 8, 100, 132) == 1
     assert choose_splits(0, 8, 0, 10) == 1

@@ -15,8 +15,9 @@ from typing import Any
 import mlx.core as mx
 
 from mlxd.worker.kernels import source
-from mlxd.worker.kernels.source import REGISTERS, Dialect, KernelSource
+from mlxd.worker.kernels.source import REGISTERS, Dialect, Fusion, KernelSource
 from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
+from mlxd.worker.platform import Device, gpu_cores
 
 MOVER_THREADS = 128
 MANY_SIMDGROUPS = 8
@@ -34,11 +35,25 @@ class Rows:
     """no context_len is larger; decides how rows are split"""
 
 
+@dataclass(frozen=True, slots=True)
+class Projected:
+    """What a layer's three projections gave for N rows, and what the model does to it before attention."""
+
+    qkv: mx.array
+    """[N, 1, num_heads * key_dim + num_kv_heads * (key_dim + value_dim)]"""
+    rotation: mx.array
+    """float32 [N, key_dim]: the cosines and then the sines of half as many angles"""
+    fusion: Fusion
+    weights: tuple[mx.array, mx.array] | None = None
+    """[key_dim] twice, of the queries' and the keys' normalisation"""
+
+
 class PagedKernels:
     """Kernels of any shape, made when first asked for and kept."""
 
     def __init__(self, dialect: Dialect, num_cores: int) -> None:
-        self._dialect = dialect
+        """`num_cores`: multiprocessors or GPU cores, for how rows are split; a guess will do."""
+        self.dialect = dialect
         self._num_cores = num_cores
         self._kernels: dict[str, Any] = {}
 
@@ -60,40 +75,81 @@ class PagedKernels:
         With `keys` and `values`, [N, num_kv_heads, 1, dim], each row's last token is written to the pool on
         the way; no other row may look at it in the same call. Without, the pool has all tokens.
         """
-        num_rows = queries.shape[0]
-        splits, tile = self.plan(shape, num_rows, rows.max_context)
-        inputs = [queries, rows.context_lens, rows.table_starts, rows.block_tables, key_pool, value_pool]
         own = [] if keys is None or values is None else [keys, values]
+        given = [queries], [key_pool, value_pool, *own]
+        return self._decode(shape, rows, *given, sinks=sinks, after=after, write=bool(own), fusion=None)
+
+    def attend_projected(
+        self,
+        shape: AttentionShape,
+        rows: Rows,
+        projected: Projected,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        after: mx.array,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """`attend` with keys and values, from what the projections gave -> [N, num_heads, 1, value_dim]"""
+        weights = [] if projected.weights is None else [*projected.weights]
+        given = [projected.qkv, projected.rotation, *weights], [key_pool, value_pool]
+        return self._decode(
+            shape, rows, *given, sinks=sinks, after=after, write=True, fusion=projected.fusion
+        )
+
+    def can_fuse(self, shape: AttentionShape, fusion: Fusion) -> bool:
+        """Whether attend_projected serves this shape."""
+        tiles = (self._tile(shape, simdgroups) for simdgroups in (FEW_SIMDGROUPS, MANY_SIMDGROUPS))
+        return all(source.can_fuse(shape, tile, fusion) for tile in tiles)
+
+    def _decode(
+        self,
+        shape: AttentionShape,
+        rows: Rows,
+        queries: list[mx.array],
+        pools: list[mx.array],
+        *,
+        sinks: mx.array | None,
+        after: mx.array,
+        write: bool,
+        fusion: Fusion | None,
+    ) -> mx.array:
+        """`queries` and `pools`: the kernel's inputs before and after those that say where rows are."""
+        num_rows, dtype = queries[0].shape[0], queries[0].dtype
+        splits, tile = self.plan(shape, num_rows, rows.max_context)
+        places = [rows.context_lens, rows.table_starts, rows.block_tables]
         given_sinks = [] if sinks is None else [sinks]
-        text = source.decode_source(shape, tile, self._dialect, write=bool(own), split=splits > 1)
         output = (num_rows, shape.num_heads, 1, shape.value_dim)
         parts = (num_rows, shape.num_heads, splits)
         outputs = self._run(
-            text,
-            [*inputs, *own, *given_sinks, after],
+            source.decode_source(shape, tile, self.dialect, write=write, split=splits > 1, fusion=fusion),
+            [*queries, *places, *pools, *given_sinks, after],
             groups=(shape.num_kv_heads * tile.chunks(shape), splits, num_rows),
             num_threads=tile.num_threads,
             shapes=[(*parts, shape.value_dim), (*parts, 2)] if splits > 1 else [output],
-            dtypes=[mx.float32, mx.float32] if splits > 1 else [queries.dtype],
+            dtypes=[mx.float32, mx.float32] if splits > 1 else [dtype],
         )
         if splits > 1:
             outputs = self._run(
-                source.merge_source(shape, self._dialect),
+                source.merge_source(shape, self.dialect),
                 [*outputs, *given_sinks],
                 groups=(shape.num_heads, 1, num_rows),
                 num_threads=32,
                 shapes=[output],
-                dtypes=[queries.dtype],
+                dtypes=[dtype],
             )
         return outputs[0]
 
+    def _tile(self, shape: AttentionShape, simdgroups: int) -> Tile:
+        return choose_tile(shape, REGISTERS[self.dialect], simdgroups)
+
     def plan(self, shape: AttentionShape, num_rows: int, max_context: int) -> tuple[int, Tile]:
         """Parts a row, and the layout: thread groups are larger where they are too few to fill the GPU."""
-        tile = choose_tile(shape, REGISTERS[self._dialect], FEW_SIMDGROUPS)
+        tile = self._tile(shape, FEW_SIMDGROUPS)
         groups = shape.num_kv_heads * tile.chunks(shape)
         splits = choose_splits(num_rows, groups, max_context, self._num_cores)
         if num_rows * groups * splits < 2 * self._num_cores:
-            tile = choose_tile(shape, REGISTERS[self._dialect], MANY_SIMDGROUPS)
+            tile = self._tile(shape, MANY_SIMDGROUPS)
         return splits, tile
 
     def write(
@@ -112,7 +168,7 @@ class PagedKernels:
         What comes back, [1, 1, 1, 1], comes after it.
         """
         (done,) = self._run(
-            source.write_source(shape, self._dialect),
+            source.write_source(shape, self.dialect),
             [keys, values, slot_mapping, key_pool, value_pool, after],
             groups=(_groups(shape, shape.num_kv_heads), 1, keys.shape[0]),
             num_threads=MOVER_THREADS,
@@ -137,7 +193,7 @@ class PagedKernels:
         `lengths` is int32 [2]: the tokens there are, and `padded`.
         """
         keys, values = self._run(
-            source.gather_source(shape, self._dialect),
+            source.gather_source(shape, self.dialect),
             [key_pool, value_pool, block_table, lengths, after],
             groups=(_groups(shape, 1), shape.num_kv_heads, padded),
             num_threads=MOVER_THREADS,
@@ -160,7 +216,7 @@ class PagedKernels:
         What comes back, [1, 1, 1, 1], comes after it.
         """
         (done,) = self._run(
-            source.copy_source(shape, self._dialect),
+            source.copy_source(shape, self.dialect),
             [pairs, key_pool, value_pool, after],
             groups=(_groups(shape, shape.num_kv_heads * shape.block_size), 1, pairs.shape[0]),
             num_threads=MOVER_THREADS,
@@ -181,7 +237,7 @@ class PagedKernels:
     ) -> list[mx.array]:
         kernel = self._kernels.get(text.name)
         if kernel is None:
-            make = mx.fast.cuda_kernel if self._dialect == "cuda" else mx.fast.metal_kernel
+            make = mx.fast.cuda_kernel if self.dialect == "cuda" else mx.fast.metal_kernel
             made: Any = make(
                 name=text.name,
                 input_names=list(text.input_names),
@@ -198,6 +254,13 @@ class PagedKernels:
             output_dtypes=dtypes,
         )
         return outputs
+
+
+def gpu_kernels(device: Device) -> PagedKernels | None:
+    """The kernels for the device, None on a CPU."""
+    if device.kind == "cpu":
+        return None
+    return PagedKernels("metal" if device.kind == "metal" else "cuda", gpu_cores())
 
 
 def _groups(shape: AttentionShape, vectors: int) -> int:

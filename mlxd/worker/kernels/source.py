@@ -94,7 +94,7 @@ def decode_source(
         macros["TRADITIONAL"] = fusion.traditional
         constants["EPSILON"] = float(fusion.epsilon or 0.0)
     outputs = ["parts", "stats"] if split else ["out"]
-    helpers = "" if fusion is None else _read("fuse.h")
+    helpers = _read("span.h") + ("" if fusion is None else _read("fuse.h"))
     return _assemble("decode", shape, dialect, inputs, outputs, constants, macros, helpers)
 
 
@@ -156,14 +156,12 @@ def _assemble(
     macros: dict[str, bool] | None = None,
     helpers: str = "",
 ) -> KernelSource:
-    header = "".join(f"#define {name} {int(value)}\n" for name, value in (macros or {}).items())
-    header += _read(f"{dialect}.h") + helpers
-    # Inside the function: Metal allows no other constants than these.
-    given = f"typedef {TYPES[dialect][shape.dtype]} T;\n" + "".join(
-        f"constexpr {'float' if isinstance(value, float) else 'int'} {name} = {_literal(value)};\n"
-        for name, value in constants.items()
-    )
-    source = given + _read(f"{dialect}_prologue.h") + _read(f"{kind}.h")
+    given = {name: _literal(value) for name, value in constants.items()}
+    given |= {name: str(int(value)) for name, value in (macros or {}).items()}
+    # Macros, because Metal has no other constants that both a function and its helpers see.
+    header = "".join(f"#define {name} {value}\n" for name, value in given.items())
+    header += f"typedef {TYPES[dialect][shape.dtype]} T;\n" + _read(f"{dialect}.h") + helpers
+    source = _read(f"{dialect}_prologue.h") + _read(f"{kind}.h")
     digest = hashlib.sha256((header + source).encode()).hexdigest()[:16]
     return KernelSource(f"mlxd_{kind}_{digest}", tuple(inputs), tuple(outputs), header, source)
 

@@ -16,7 +16,7 @@ MAX_SHARED_BYTES = 30 * 1024
 """of threadgroup memory; Metal has 32 KiB, CUDA 48 KiB without asking"""
 GROUPS_PER_CORE = 8
 """thread groups that a core should get in all: some run at a time, the rest even out the end"""
-MIN_PART_TOKENS = 128
+MIN_PART_TOKENS = 512
 """a row is not split finer than this: the merge would cost more"""
 MAX_SPLITS = 64
 

@@ -46,20 +46,12 @@ class ShimKernel:
         self._kernel = kernel
         text = _program(kernel, dialect, dtypes)
         path = folder / f"{kernel.name}_{dialect}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        path.with_suffix(".cpp").write_text(text)
-        subprocess.run(
-            [
-                COMPILER,
-                *FLAGS,
-                *QUIET,
-                f"-I{FOLDER}",
-                "-o",
-                path.with_suffix(".so"),
-                path.with_suffix(".cpp"),
-            ],
-            check=True,
-        )
-        self._run = ctypes.CDLL(os.fspath(path.with_suffix(".so"))).run
+        library = path.with_suffix(".so")
+        if not library.exists():
+            path.with_suffix(".cpp").write_text(text)
+            command = [COMPILER, *FLAGS, *QUIET, f"-I{FOLDER}", "-o", library, path.with_suffix(".cpp")]
+            subprocess.run(command, check=True)
+        self._run = ctypes.CDLL(os.fspath(library)).run
         self._dtypes = dtypes
 
     def __call__(self, arrays: dict[str, Array], groups: tuple[int, int, int], num_threads: int) -> None:

@@ -30,16 +30,6 @@
 // Grid: x = key/value head * chunks of its query heads, y = split, z = row; 32 * SETS * KEY_SIMDGROUPS
 // threads in x.
 
-constexpr int REPEATS = NUM_HEADS / NUM_KV_HEADS;
-constexpr int HEADS_IN_GROUP = HEADS * SETS;
-constexpr int CHUNKS = (REPEATS + HEADS_IN_GROUP - 1) / HEADS_IN_GROUP;
-constexpr int KEY_GROUPS = 32 / LANES;
-constexpr int SPAN = KEY_GROUPS * UNROLL;
-constexpr int STRIDE = SPAN * KEY_SIMDGROUPS;
-constexpr int LOOKUPS = BLOCK_SIZE % SPAN == 0 ? 1 : UNROLL;
-constexpr int KEY_PIECES = KEY_DIM / (LANES * KEY_VECTOR);
-constexpr int VALUE_PIECES = VALUE_DIM / (LANES * VALUE_VECTOR);
-
 const int kv_head = group_x / CHUNKS;
 const int chunk = group_x % CHUNKS;
 const int row = group_z;
@@ -74,6 +64,24 @@ const DEVICE T* own_value_at = values + ((long)row * NUM_KV_HEADS + kv_head) * V
 #endif
 #endif
 
+#if WRITE
+// The row's own token is not in the pool yet.
+const int before = end == context ? end - 1 : end;
+const int stop = visible < before ? before : start;
+#else
+const int stop = end;
+#endif
+
+// Loads run ahead of their use: while a span's scores are computed, its values and the next span's keys are on
+// their way, and the block numbers of the span after that.
+int blocks[LOOKUPS], next_blocks[LOOKUPS];
+Pack<T, KEY_VECTOR> key[UNROLL][KEY_PIECES], next_key[UNROLL][KEY_PIECES];
+const Bounds bounds = {visible, stop, key_group};
+const int first_span = start + turn * SPAN;
+find_blocks(blocks, block_tables + table_starts[row], first_span, bounds);
+find_blocks(next_blocks, block_tables + table, first_span + STRIDE, bounds);
+load_span<KEY_DIM>(key, key_pool, blocks, first_span, bounds, kv_head, piece);
+
 float query[HEADS][KEY_PIECES][KEY_VECTOR];
 float acc[HEADS][VALUE_PIECES][VALUE_VECTOR];
 float top[HEADS];
@@ -92,10 +100,10 @@ for (int h = 0; h < HEADS; h++) {
     }
   }
   #if NORM
-  normalise<T, KEY_PIECES, KEY_VECTOR, LANES>(query[h], query_weight, EPSILON, piece);
+  normalise(query[h], query_weight, piece);
   #endif
   #if FUSED
-  rotate<T, KEY_PIECES, KEY_VECTOR, LANES>(query[h], rotation + (long)row * KEY_DIM, piece);
+  rotate(query[h], rotation + (long)row * KEY_DIM, piece);
   #endif
   #pragma unroll
   for (int j = 0; j < KEY_PIECES; j++) {
@@ -118,8 +126,6 @@ for (int h = 0; h < HEADS; h++) {
 #if WRITE
 // The row's own token is the pool's from the next step on. In this one it is where a softmax begins: the first
 // key group's, in the part that the token belongs to. All lanes come along, for the shuffles.
-const int before = end == context ? end - 1 : end;
-const int stop = visible < before ? before : start;
 if (start < context && end == context) {
   float own_key[KEY_PIECES][KEY_VECTOR];
   #pragma unroll
@@ -131,10 +137,10 @@ if (start < context && end == context) {
     }
   }
   #if NORM
-  normalise<T, KEY_PIECES, KEY_VECTOR, LANES>(own_key, key_weight, EPSILON, piece);
+  normalise(own_key, key_weight, piece);
   #endif
   #if FUSED
-  rotate<T, KEY_PIECES, KEY_VECTOR, LANES>(own_key, rotation + (long)row * KEY_DIM, piece);
+  rotate(own_key, rotation + (long)row * KEY_DIM, piece);
   #endif
   const bool first = turn == 0 && key_group == 0;
   #pragma unroll
@@ -189,48 +195,23 @@ if (start < context && end == context) {
     }
   }
 }
-#else
-const int stop = end;
 #endif
 
-// Block numbers are read one turn ahead of the keys that wait for them.
-int blocks[LOOKUPS];
-#pragma unroll
-for (int u = 0; u < LOOKUPS; u++) {
-  const int t = start + turn * SPAN + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
-  blocks[u] = t < stop ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
-}
-for (int span = start + turn * SPAN; span < stop; span += STRIDE) {
-  Pack<T, KEY_VECTOR> key[UNROLL][KEY_PIECES];
+#pragma unroll 1
+for (int span = first_span; span < stop; span += STRIDE) {
   Pack<T, VALUE_VECTOR> value[UNROLL][VALUE_PIECES];
+  load_span<VALUE_DIM>(value, value_pool, blocks, span, bounds, kv_head, piece);
+  load_span<KEY_DIM>(next_key, key_pool, next_blocks, span + STRIDE, bounds, kv_head, piece);
+  #pragma unroll
+  for (int u = 0; u < LOOKUPS; u++) {
+    blocks[u] = next_blocks[u];
+  }
+  find_blocks(next_blocks, block_tables + table, span + 2 * STRIDE, bounds);
   bool inside[UNROLL];
   #pragma unroll
   for (int u = 0; u < UNROLL; u++) {
     const int t = span + u * KEY_GROUPS + key_group;
     inside[u] = t >= visible && t < stop;
-    // Places that count for nothing may hold anything, NaN too: one of the part's own is read instead.
-    const int place = t >= stop ? stop - 1 : t < visible ? visible : t;
-    const int block = LOOKUPS > 1 && place != t ? block_tables[table + unsigned(place) / BLOCK_SIZE]
-                                                : blocks[LOOKUPS > 1 ? u : 0];
-    const long token =
-        ((long)block * NUM_KV_HEADS + kv_head) * BLOCK_SIZE + unsigned(place) % BLOCK_SIZE;
-    const DEVICE Pack<T, KEY_VECTOR>* key_from =
-        (const DEVICE Pack<T, KEY_VECTOR>*)(key_pool + token * KEY_DIM);
-    const DEVICE Pack<T, VALUE_VECTOR>* value_from =
-        (const DEVICE Pack<T, VALUE_VECTOR>*)(value_pool + token * VALUE_DIM);
-    #pragma unroll
-    for (int j = 0; j < KEY_PIECES; j++) {
-      key[u][j] = key_from[j * LANES + piece];
-    }
-    #pragma unroll
-    for (int j = 0; j < VALUE_PIECES; j++) {
-      value[u][j] = value_from[j * LANES + piece];
-    }
-  }
-  #pragma unroll
-  for (int u = 0; u < LOOKUPS; u++) {
-    const int t = span + STRIDE + u * KEY_GROUPS + (LOOKUPS > 1 ? key_group : 0);
-    blocks[u] = t < stop ? block_tables[table + unsigned(t) / BLOCK_SIZE] : 0;
   }
 
   float weight[HEADS][UNROLL];
@@ -299,6 +280,13 @@ for (int span = start + turn * SPAN; span < stop; span += STRIDE) {
           acc[h][j][i] += weight[h][u] * v;
         }
       }
+    }
+  }
+  #pragma unroll
+  for (int u = 0; u < UNROLL; u++) {
+    #pragma unroll
+    for (int j = 0; j < KEY_PIECES; j++) {
+      key[u][j] = next_key[u][j];
     }
   }
 }

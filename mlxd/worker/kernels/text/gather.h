@@ -7,8 +7,7 @@
 // Outputs: keys, values T [NUM_KV_HEADS, S, dim], 0 where no token is.
 // Grid: x = vector of a token's larger dim, y = head, z = token.
 
-constexpr int KEY_PIECES = KEY_DIM / VECTOR;
-constexpr int VALUE_PIECES = VALUE_DIM / VECTOR;
+constexpr int KEY_PIECES = KEY_DIM / VECTOR, VALUE_PIECES = VALUE_DIM / VECTOR;
 
 const int piece = group_x * num_threads + thread_index;
 const int head = group_y;

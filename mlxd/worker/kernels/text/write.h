@@ -7,8 +7,7 @@
 // Output: done T [1], for others to come after.
 // Grid: x = vector of a token's larger dim times heads, z = token.
 
-constexpr int KEY_PIECES = KEY_DIM / VECTOR;
-constexpr int VALUE_PIECES = VALUE_DIM / VECTOR;
+constexpr int KEY_PIECES = KEY_DIM / VECTOR, VALUE_PIECES = VALUE_DIM / VECTOR;
 constexpr int PIECES = KEY_PIECES > VALUE_PIECES ? KEY_PIECES : VALUE_PIECES;
 
 const int index = group_x * num_threads + thread_index;
