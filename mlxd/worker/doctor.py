@@ -41,18 +41,19 @@ def examine() -> dict[str, object]:
             problems.append(f"matrix products are slow ({report['gflops']} GFLOP/s) with {blas.name}")
     else:
         facts["matrix_products"] = {"gflops": round(platform.gflops(4096), 1)}
-    attention, warnings = check_attention()
+    attention, warnings = check_attention(device)
     facts["attention"] = attention
     facts["self_check"] = "passed" if not warnings else "failed"
     facts["mlx_memory"] = {"peak_bytes": mx.get_peak_memory()}
     return facts | {"problems": problems + warnings}
 
 
-def check_attention() -> tuple[str, list[str]]:
+def check_attention(device: platform.Device) -> tuple[str, list[str]]:
     """(the attention that models get here, what the runner's self-check says of it)."""
     import mlx.core as mx
     from mlx_lm.models import llama
 
+    from mlxd.worker.kernels.paged import gpu_kernels
     from mlxd.worker.runner import Runner
 
     arguments = llama.ModelArgs(
@@ -69,7 +70,14 @@ def check_attention() -> tuple[str, list[str]]:
     mx.random.seed(0)
     model = llama.Model(arguments)
     mx.eval(model.parameters())
-    runner = Runner(model, num_blocks=16, block_size=16, max_num_seqs=4, dtype=mx.float32)
+    runner = Runner(
+        model,
+        num_blocks=16,
+        block_size=16,
+        max_num_seqs=4,
+        dtype=mx.float32,
+        kernels=gpu_kernels(device),
+    )
     return runner.attention_name, runner.self_check()
 
 

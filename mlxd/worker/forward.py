@@ -23,14 +23,21 @@ class Forward(Protocol):
 
     name: str
 
+    def fallback(self) -> Forward | None:
+        """The next best way for the same model and pool, for when this one is wrong; None: there is none."""
+
     def release(self, slot: int) -> None:
         """Forget what the slot's request left outside the blocks."""
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy (source, destination) blocks."""
 
-    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
-        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated."""
+    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated.
+
+        `last_tokens`, int32, holds each slot's last token, which decode rows take; its last place belongs to
+        no slot.
+        """
 
 
 class PagedForward:
@@ -42,9 +49,11 @@ class PagedForward:
         self._selection = selection
         self._pool = pool
 
-    def with_attention(self, name: str) -> PagedForward:
-        """The same model and pool, with another way to attend."""
-        return PagedForward(self._model, self._selection, self._pool, name)
+    def fallback(self) -> Forward:
+        """Gather for blockwise, mlx-lm's own caches for gather."""
+        if self.name == "gather":
+            return SlotForward(self._model)
+        return PagedForward(self._model, self._selection, self._pool, "gather")
 
     def release(self, slot: int) -> None:
         """Blocks are the front's; nothing else is kept."""
@@ -52,7 +61,8 @@ class PagedForward:
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._pool.copy_blocks(pairs)
 
-    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])[:, None]
         attention = StepAttention(batch, self._pool.block_size, self.name)
         caches = self._pool.begin_step(attention, batch.positions, batch.slot_mapping)
@@ -78,13 +88,17 @@ class SlotForward:
         self._model = model
         self._caches: dict[int, list[Any]] = {}
 
+    def fallback(self) -> None:
+        """There is none."""
+
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         raise ValueError("mlx-lm's own caches have no blocks to copy")
 
-    def __call__(self, batch: StepBatch, decode_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         sampled = set(batch.sampled_rows.tolist())
         states: list[mx.array] = []
         logits = [

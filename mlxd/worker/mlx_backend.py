@@ -19,6 +19,7 @@ from mlxd.config import Config
 from mlxd.step import ModelFiles, Progress, StepPlan, WorkerReady
 from mlxd.worker import platform
 from mlxd.worker.backend import Send
+from mlxd.worker.kernels.paged import gpu_kernels
 from mlxd.worker.loader import open_model
 from mlxd.worker.memory import ModelShape, check_weights_fit, plan_pool
 from mlxd.worker.model_facts import context_length, text_config
@@ -69,6 +70,7 @@ class MlxBackend:
             dtype=loaded.dtype,
             paged=config.cache.paged,
             tokenizer_file=folder / TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None,
+            kernels=gpu_kernels(device),
         )
         warnings = [*plan.warnings, *runner.self_check()]
         if device.kind == "cpu" and self._blas.problem:

@@ -17,6 +17,8 @@ from mlxd.step import NULL_BLOCK, SamplingParams, SlotInit, StepPlan, StepResult
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import Forward, PagedForward, SlotForward
 from mlxd.worker.grammar import Grammars
+from mlxd.worker.kernel_forward import KernelForward
+from mlxd.worker.kernels.paged import PagedKernels
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
@@ -86,12 +88,13 @@ class Runner:
         dtype: mx.Dtype,
         paged: bool = True,
         tokenizer_file: Path | None = None,
+        kernels: PagedKernels | None = None,
     ) -> None:
         """Allocate the pool: `num_blocks`, NULL_BLOCK included, of `block_size` tokens in `dtype`.
 
         `paged=False` keeps mlx-lm's own caches, one set a slot, and allocates no pool. `tokenizer_file` is
-        the model's tokenizer.json; without it requests that have a grammar fail. Raises UnsupportedModelError
-        when the model cannot run over the pool.
+        the model's tokenizer.json; without it requests that have a grammar fail. `kernels` attend, where
+        given, else MLX's operations do. Raises UnsupportedModelError when the model cannot run over the pool.
         """
         self._model = model
         self._block_size = block_size
@@ -107,14 +110,17 @@ class Runner:
             check_supported(model)
             selection = patch_projection(model, self.vocab_size)
             pool = KvPool(layer_shapes(model), num_blocks, block_size, dtype)
-            attention = "blockwise" if on_cpu else "gather"
-            self._forward = PagedForward(model, selection, pool, attention)
+            if kernels is not None:
+                self._forward = KernelForward(model, selection, pool, kernels)
+            else:
+                attention = "blockwise" if on_cpu else "gather"
+                self._forward = PagedForward(model, selection, pool, attention)
         else:
             self._forward = SlotForward(model)
 
     @property
     def attention_name(self) -> str:
-        """blockwise or gather over the pool, or mlx-lm (its own caches)."""
+        """kernel, blockwise or gather over the pool, or mlx-lm (its own caches)."""
         return self._forward.name
 
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -139,8 +145,7 @@ class Runner:
         batch = StepBatch.from_plan(plan)
         slots = batch.slots[batch.sampled_rows]
         sampler = self._sampler
-        decode_tokens = sampler.last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
-        logits, arrays = self._forward(batch, decode_tokens)
+        logits, arrays = self._forward(batch, sampler.last_tokens)
         may_start = previous is None or previous.finished or not self._one_at_a_time
         sampled = None
         constrained = self._grammars.constrained(slots)
@@ -200,15 +205,10 @@ class Runner:
         """
         warnings: list[str] = []
         forward = self._forward
-        while isinstance(forward, PagedForward):
+        while (better := forward.fallback()) is not None:
             difference = compare_with_mlx_lm(self._model, forward, self._block_size, self.vocab_size)
             if difference is None:
                 break
-            better: Forward
-            if forward.name != "gather":
-                better = forward.with_attention("gather")
-            else:
-                better = SlotForward(self._model)
             warnings.append(f"{forward.name} attention {difference}; using {better.name} instead")
             self._forward = forward = better
         return warnings

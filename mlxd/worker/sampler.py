@@ -73,11 +73,11 @@ NO_CONSTRAINTS: Mapping[int, RowConstraint] = {}
 
 
 class Sampler:
-    """Samples a step's rows. `last_tokens`, int32 [max_num_seqs], holds each slot's last one."""
+    """Samples a step's rows. `last_tokens`, int32 [max_num_seqs + 1]: each slot's last one, and a spare."""
 
     def __init__(self, vocab_size: int, max_num_seqs: int) -> None:
         self.vocab_size = vocab_size
-        self.last_tokens = mx.zeros((max_num_seqs,), dtype=mx.int32)
+        self.last_tokens = mx.zeros((max_num_seqs + 1,), dtype=mx.int32)
         self._slots: dict[int, SlotState] = {}
         self._history = TokenHistory(vocab_size)
         # What each value of a byte of a bitmask adds to eight logits.

@@ -1,0 +1,159 @@
+"""Steps through the model with our own attention kernels; those of decode rows alone as one compiled graph.
+
+It does not know sampling. A compiled graph belongs to one shape, so rows and tables come in few sizes: a step
+is filled up with rows that write to NULL_BLOCK and whose results nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
+
+from mlxd.step import NULL_BLOCK
+from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows, step_rows
+from mlxd.worker.batch import StepBatch
+from mlxd.worker.forward import PagedForward
+from mlxd.worker.fusing import FusedAttention, FusedPair, Tap, fuse_attention, fuse_mlp
+from mlxd.worker.kernels.paged import PagedKernels, Rows
+from mlxd.worker.kv_pool import KvPool
+from mlxd.worker.patching import RowSelection
+
+ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+"""then multiples of 64"""
+MIN_TABLE = 1024
+MIN_CONTEXT = 1024
+
+DecodeStep = Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
+
+
+class KernelForward:
+    """One forward over flattened tokens [N, 1], each row with its own position."""
+
+    name = "kernel"
+
+    def __init__(
+        self, model: nn.Module, selection: RowSelection, pool: KvPool, kernels: PagedKernels
+    ) -> None:
+        """Joins the model's projections where it can (fusing.py)."""
+        self._model = model
+        self._selection = selection
+        self._pool = pool
+        self._pad = kernels.dialect == "cuda"
+        modules = getattr(model, "layers", [])
+        fusions: list[FusedAttention | None] = [None] * len(pool.layers)
+        self._pairs: list[FusedPair] = []
+        if len(modules) == len(pool.layers):
+            fusions = [fuse_attention(module) for module in modules]
+            self._pairs = [pair for pair in map(fuse_mlp, modules) if pair is not None]
+        self._taps = [fused.tap for fused in fusions if fused is not None]
+        self._layers = [
+            KernelLayer(layer, kernels, fused) for layer, fused in zip(pool.layers, fusions, strict=True)
+        ]
+        self._dtype = pool.layers[0].keys.dtype
+        self._after = mx.zeros((1, 1, 1, 1), dtype=self._dtype)
+        self._compiled: dict[tuple[int, int], DecodeStep] = {}
+
+    def fallback(self) -> PagedForward:
+        """The same model and pool, by gathering."""
+        return PagedForward(self._model, self._selection, self._pool, "gather")
+
+    def release(self, slot: int) -> None:
+        """Blocks are the front's; nothing else is kept."""
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        array = mx.array(list(pairs), dtype=mx.int32)
+        for layer in self._layers:
+            self._after = layer.copy_blocks(array, self._after)
+
+    def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
+        if not batch.chunks:
+            packed, num_rows, max_context = pack_decode(batch, self._pool.block_size, len(last_tokens) - 1)
+            step = self._compiled.get((num_rows, max_context))
+            if step is None:
+                step = self._compiled[num_rows, max_context] = self._compile(num_rows, max_context)
+            logits, self._after = step(mx.array(packed), last_tokens, self._after)
+            return logits[: batch.num_decode_rows], [self._after]
+        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
+        tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])
+        rows = step_rows(batch, self._pool.block_size, pad=self._pad, dtype=self._dtype)
+        sampled = mx.array(batch.sampled_tokens) if len(batch.sampled_tokens) else None
+        self._selection.select(sampled)
+        try:
+            output, self._after = self._run(tokens, rows, self._after)
+            selected = self._selection.used
+        finally:
+            # The self-check goes on with another forward where this one fails.
+            self._selection.clear()
+        if sampled is None:
+            return None, [output[:1], self._after]
+        return (output if selected else output[sampled]).squeeze(1), [self._after]
+
+    def _run(self, tokens: mx.array, rows: StepRows, after: mx.array) -> tuple[mx.array, mx.array]:
+        """tokens [N] -> the model's output [n, 1, vocab_size], and what comes after all its kernels."""
+        order = Order.begin(after)
+        for layer in self._layers:
+            layer.begin(rows, order)
+        output: mx.array = self._model(tokens[:, None], cache=self._layers)
+        return output, order.end()
+
+    @contextlib.contextmanager
+    def _fused(self) -> Iterator[None]:
+        """Joint projections inside."""
+        parts: list[Tap | FusedPair] = [*self._taps, *self._pairs]
+        for part in parts:
+            part.open = True
+        try:
+            yield
+        finally:
+            for part in parts:
+                part.open = False
+
+    def _compile(self, num_rows: int, max_context: int) -> DecodeStep:
+        def step(packed: mx.array, last_tokens: mx.array, after: mx.array) -> tuple[mx.array, mx.array]:
+            context_lens, starts, positions, slots = (
+                packed[index * num_rows : (index + 1) * num_rows] for index in range(4)
+            )
+            rows = Rows(context_lens, starts, packed[4 * num_rows :], max_context)
+            step_rows = StepRows(positions, rows, num_rows, rotations={})
+            with self._fused():
+                logits, after = self._run(last_tokens[slots], step_rows, after)
+            return logits.squeeze(1), after
+
+        compiled: DecodeStep = mx.compile(step)
+        return compiled
+
+
+def pack_decode(
+    batch: StepBatch, block_size: int, scratch_slot: int
+) -> tuple[npt.NDArray[np.int32], int, int]:
+    """What a step of decode rows needs, in one array: int32 context_lens, table_starts, positions and slots,
+    each [R], then the tables, one after another; also R and an upper bound of the context, both rounded up.
+
+    Table 0 is NULL_BLOCK's, for the rows that fill up.
+    """
+    num_rows = batch.num_decode_rows
+    padded = _at_least(num_rows, ROW_BUCKETS, 64)
+    widths = -(-batch.context_lens // block_size)
+    inside = np.arange(batch.block_tables.shape[1]) < widths[:, None]
+    tables = batch.block_tables[inside]
+    capacity = max(MIN_TABLE, 1 << len(tables).bit_length())
+    packed = np.zeros(4 * padded + capacity, dtype=np.int32)
+    context_lens, starts, positions, slots = packed[: 4 * padded].reshape(4, padded)
+    context_lens[:num_rows], context_lens[num_rows:] = batch.context_lens, 1
+    starts[:num_rows] = np.cumsum(widths) - widths + 1
+    positions[:num_rows] = batch.positions
+    slots[:num_rows], slots[num_rows:] = batch.slots, scratch_slot
+    packed[4 * padded] = NULL_BLOCK
+    packed[4 * padded + 1 : 4 * padded + 1 + len(tables)] = tables
+    longest = int(batch.context_lens.max())
+    return packed, padded, max(MIN_CONTEXT, 1 << (longest - 1).bit_length())
+
+
+def _at_least(count: int, buckets: Sequence[int], step: int) -> int:
+    """The smallest bucket, or multiple of `step` beyond them, that holds `count`."""
+    return next((bucket for bucket in buckets if bucket >= count), -(-count // step) * step)

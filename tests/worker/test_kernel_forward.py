@@ -1,0 +1,214 @@
+"""The runner with our own kernels, which g++ shims run on the CPU: the same tokens as mlx-lm's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from mlxd.worker.batch import StepBatch
+from mlxd.worker.fusing import fuse_attention, fuse_mlp
+from mlxd.worker.kernel_forward import pack_decode
+from mlxd.worker.patching import patch_attention
+from mlxd.worker.runner import Runner
+from tests.worker.driver import Driver
+from tests.worker.metal_shim import shim
+from tests.worker.shim_kernels import ShimKernels
+from tests.worker.test_runner import prompt_of, reference
+from tests.worker.tiny_models import ARCHITECTURES, tiny_model
+
+pytestmark = pytest.mark.skipif(shim.COMPILER is None, reason="needs g++")
+
+NUM_BLOCKS = 200
+BLOCK_SIZE = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """The shims evaluate what they are given, which no traced function may."""
+    mx.disable_compile()
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
+    return Runner(
+        model,
+        num_blocks=NUM_BLOCKS,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=40,
+        dtype=mx.float32,
+        kernels=kernels,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"), [("llama", "metal"), ("qwen3", "cuda"), ("gemma2", "metal"), ("llama-yarn", "cuda")]
+)
+def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path) -> None:
+    model = tiny_model(name)
+    kernels = ShimKernels(dialect, folder)
+    runner = kernel_runner(model, kernels)
+    assert runner.attention_name == "kernel"
+    driver = Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    shapes = [(13, 0), (40, 0), (60, 7), (5, 2), (70, 31)]
+    sequences = [driver.add(prompt_of(length, length), chunk_size=size) for length, size in shapes]
+    driver.run(5, wait=False)
+    copy = driver.fork(sequences[0])
+    driver.preempt(sequences[1])
+    driver.run(6, wait=False)
+    assert {"decode", "write", "gather"} <= set(kernels.launches)
+    for sequence in [*sequences, copy]:
+        tokens, _ = reference(model, sequence.prompt, len(sequence.outputs))
+        assert sequence.outputs == tokens
+
+
+def test_blocks_are_copied_before_they_are_read(folder: Path) -> None:
+    model = tiny_model("llama")
+    kernels = ShimKernels("metal", folder)
+    driver = Driver(kernel_runner(model, kernels), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    source = driver.add(prompt_of(15))
+    driver.run(2)
+    copy = driver.fork(source)
+    driver.run(8)
+    assert kernels.launches["copy"] == len(model.layers)
+    tokens, _ = reference(model, source.prompt, 10)
+    assert copy.outputs == tokens[:8]
+    assert source.outputs == tokens
+
+
+def test_long_rows_are_split(folder: Path) -> None:
+    model = tiny_model("llama", max_position_embeddings=8192)
+    kernels = ShimKernels("metal", folder, num_cores=64)
+    runner = Runner(model, num_blocks=300, block_size=16, max_num_seqs=4, dtype=mx.float32, kernels=kernels)
+    driver = Driver(runner, num_blocks=300, block_size=16)
+    sequences = [driver.add(prompt_of(1100)), driver.add(prompt_of(3, 1))]
+    driver.run(3)
+    assert kernels.launches["merge"] > 0
+    for sequence in sequences:
+        tokens, _ = reference(model, sequence.prompt, len(sequence.outputs))
+        assert sequence.outputs == tokens
+
+
+def test_self_check_falls_back_to_gather(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert kernel_runner(tiny_model("qwen3"), ShimKernels("metal", folder)).self_check() == []
+
+    def failing(*args: object, **kwargs: object) -> list[mx.array]:
+        raise RuntimeError("no such built-in\nmore words")
+
+    monkeypatch.setattr(ShimKernels, "_run", failing)
+    runner = kernel_runner(tiny_model("qwen3"), ShimKernels("metal", folder))
+    warnings = runner.self_check()
+    assert warnings == ["kernel attention fails: no such built-in; using gather instead"]
+    assert runner.attention_name == "gather"
+
+    def wrong(self: ShimKernels, text: object, inputs: object, **sizes: Any) -> list[mx.array]:
+        pairs = zip(sizes["shapes"], sizes["dtypes"], strict=True)
+        return [mx.ones(shape, dtype=dtype) for shape, dtype in pairs]
+
+    monkeypatch.setattr(ShimKernels, "_run", wrong)
+    runner = kernel_runner(tiny_model("qwen3"), ShimKernels("metal", folder))
+    (warning,) = runner.self_check()
+    assert warning.startswith("kernel attention is off mlx-lm's logits by")
+    driver = Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    sequence = driver.add(prompt_of(13))
+    driver.run(5)
+    assert sequence.outputs == reference(runner._model, sequence.prompt, 5)[0]
+
+
+FUSED = {
+    **dict.fromkeys(ARCHITECTURES, (True, True)),
+    "llama-yarn": (False, True),
+    "phi3": (False, False),
+    "qwen3_moe": (True, False),
+    "mixtral": (True, False),
+    "starcoder2": (True, False),
+    "olmo2": (False, True),
+    "gpt2": (False, False),
+}
+"""Which models have their attention's and their MLP's projections joined."""
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_joined_projections_change_nothing(name: str) -> None:
+    model = patched(name)
+    tokens = mx.array([[1, 2, 3, 4, 5]])
+    before = model(tokens)
+    size = sum(array.nbytes for array in _arrays(model))
+    attentions = [fuse_attention(layer) for layer in model.layers]
+    pairs = [fuse_mlp(layer) for layer in model.layers]
+    assert {(a is not None, b is not None) for a, b in zip(attentions, pairs, strict=True)} == {FUSED[name]}
+    assert mx.array_equal(model(tokens), before).item()
+    assert sum(array.nbytes for array in _arrays(model)) == size
+    for pair in pairs:
+        if pair is not None:
+            pair.open = True
+    np.testing.assert_allclose(np.array(model(tokens)), np.array(before), atol=2e-5)
+
+
+def patched(name: str, **overrides: Any) -> nn.Module:
+    """A model whose attention goes to its cache, as a Runner leaves it."""
+    model = tiny_model(name, **overrides)
+    patch_attention(model)
+    return model
+
+
+def _arrays(model: nn.Module) -> list[mx.array]:
+    return [array for _, array in tree_flatten(model.parameters())]
+
+
+def test_layers_that_do_not_rotate_keep_their_own_way() -> None:
+    """Every other layer of smollm3 has no position embedding, though its module has a rope."""
+    fused = [fuse_attention(layer) for layer in patched("smollm3").layers]
+    assert [attention is not None for attention in fused] == [True, False]
+
+
+def test_quantised_projections_are_joined_too() -> None:
+    model = patched("llama", head_dim=32)
+    nn.quantize(model, group_size=32, bits=4)
+    x = mx.random.normal((3, 1, 64), key=mx.random.key(1))
+    layer = model.layers[0]
+    before = layer.mlp(x)
+    assert fuse_attention(layer) is not None
+    pair = fuse_mlp(layer)
+    assert pair is not None
+    pair.open = True
+    np.testing.assert_allclose(np.array(layer.mlp(x)), np.array(before), atol=1e-5)
+
+
+def test_steps_are_packed_and_filled_up() -> None:
+    tables = np.array([[5, 6, 7], [8, 0, 0], [9, 10, 11]], dtype=np.int32)
+    contexts = np.array([9, 4, 12], dtype=np.int32)
+    batch = StepBatch(
+        num_decode_rows=3,
+        slots=np.array([2, 0, 6], dtype=np.int32),
+        context_lens=contexts,
+        token_ids=np.zeros(0, dtype=np.int32),
+        positions=contexts - 1,
+        slot_mapping=np.zeros(3, dtype=np.int32),
+        block_tables=tables,
+        sampled_rows=np.arange(3),
+        sampled_tokens=np.arange(3, dtype=np.int32),
+        chunks=[],
+    )
+    packed, num_rows, max_context = pack_decode(batch, 4, scratch_slot=40)
+    assert (num_rows, max_context) == (4, 1024)
+    lens, starts, positions, slots = packed[:16].reshape(4, 4).tolist()
+    assert lens == [9, 4, 12, 1]
+    assert positions == [8, 3, 11, 0]
+    assert slots == [2, 0, 6, 40]
+    blocks = packed[16:]
+    assert [blocks[start] for start in starts] == [5, 8, 9, 0]
+    assert blocks[:8].tolist() == [0, 5, 6, 7, 8, 9, 10, 11]
+    assert len(blocks) == 1024
