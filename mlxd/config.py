@@ -68,6 +68,8 @@ class ServerConfig(_Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
     """addresses, networks (CIDR) or `unix`, whose X-Forwarded-For is believed"""
     metrics: bool = False
+    web_page: bool = True
+    """a page at `/` to chat with the model and watch the server; asks for a key where there are some"""
     access_log: bool = True
 
 

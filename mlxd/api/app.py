@@ -30,6 +30,7 @@ from mlxd.api.router import Router
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Handler, Services
 from mlxd.api.traffic import Traffic
+from mlxd.api.web_page import web_page
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
 from mlxd.errors import (
@@ -77,6 +78,12 @@ class App:
             self._router.add(method, path, handler)
         description = OpenApiDocument(ROUTES, PUBLIC_PATHS, needs_key=bool(services.config.limits.api_keys))
         self._router.add("GET", "/openapi.json", description)
+        self._public_paths = PUBLIC_PATHS
+        if services.config.server.web_page:
+            page = web_page()
+            for path, file in page.items():
+                self._router.add("GET", path, file)
+            self._public_paths |= page.keys()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -139,7 +146,7 @@ class App:
             )
             return
         handler = match.handler(request.method)
-        if match.route not in PUBLIC_PATHS:
+        if match.route not in self._public_paths:
             counted = request.method == "POST" and match.route not in UNLIMITED_ROUTES
             self._gate.admit(request, counted=counted)
         await handler(request, self._services)

@@ -176,9 +176,9 @@ class HTTPRequest:
     async def respond_json(self, status: int, value: object, headers: Headers | None = None) -> None:
         await self.respond(status, orjson.dumps(value), headers=headers)
 
-    async def respond_empty(self, headers: Headers) -> None:
-        """204, no body."""
-        await self._start(204, headers)
+    async def respond_empty(self, headers: Headers, *, status: int = 204) -> None:
+        """204 or 304, no body."""
+        await self._start(status, headers)
         await self.send_chunk(b"", more=False)
 
     async def start_event_stream(self) -> None:

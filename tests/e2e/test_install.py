@@ -101,9 +101,10 @@ def test_the_wheel_is_whole_and_has_no_leftovers(wheel: Path) -> None:
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlxd").rglob("*.py")}
     assert modules <= set(names)
     allowed = {".py", ".so", ".pyi", ".pxd", ".typed"}
-    kernels = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlxd/worker/kernels/text").glob("*.h")}
-    assert kernels <= set(names)
-    own = [Path(n) for n in names if n.startswith("mlxd/") and n not in kernels]
+    data = {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlxd/worker/kernels/text").glob("*.h")}
+    data |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "mlxd/api/web").iterdir()}
+    assert data <= set(names)
+    own = [Path(n) for n in names if n.startswith("mlxd/") and n not in data]
     assert {path.suffix or path.name for path in own} <= allowed
     assert {n.split("/")[0] for n in names} == {"mlxd", f"mlxd-{mlxd.__version__}.dist-info"}
 
