@@ -72,8 +72,8 @@ def read_tool_choice(choice: Any, tools: Sequence[ToolSpec], *, parallel: bool |
         _need_tools(tools)
         return ToolChoice(mode="required", parallel=several)
     kind = choice.get("type") if isinstance(choice, dict) else None
-    if kind == "function":
-        return ToolChoice(mode="required", names=(_chosen(choice, "tool_choice", tools),), parallel=several)
+    if kind == "function":  # exactly one call of it, says OpenAI; required is one or more
+        return ToolChoice(mode="required", names=(_chosen(choice, "tool_choice", tools),), parallel=False)
     if kind == "allowed_tools":
         return _read_allowed(choice.get("allowed_tools", choice), tools, several)
     raise _invalid(

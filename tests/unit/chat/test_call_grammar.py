@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-from typing import Any
 
-import jsonschema
 import pytest
 
 from mlxd.chat import structured
@@ -14,9 +11,8 @@ from mlxd.chat.call_grammar import SYNTAXES, CallGrammar, arguments_schema, call
 from mlxd.chat.tool_parsers import make_parser
 from mlxd.chat.types import TextDelta, ToolCallDelta, ToolCallStart, ToolSpec
 from tests.unit.chat.grammar_walk import Walker
+from tests.unit.chat.made_schemas import TOOLS, problems
 
-WORD = {"type": "string", "maxLength": 8}
-COUNT = {"type": "integer", "minimum": 0, "maximum": 999}
 SPECIAL_TOKENS = (
     "[TOOL_CALLS]",
     "<｜tool▁calls▁begin｜>",
@@ -35,42 +31,6 @@ SPECIAL_TOKENS = (
     "<|start|>",
     "<|end|>",
 )
-
-
-def record(properties: dict[str, Any], **keywords: Any) -> dict[str, Any]:
-    required = list(properties)
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": False,
-        **keywords,
-    }
-
-
-SCHEMAS: list[dict[str, Any]] = [
-    {},
-    record({}),
-    record({"city": WORD}),
-    record({"a": COUNT, "b": COUNT}),
-    record({"unit": {"enum": ["c", "f"]}, "city": WORD}),
-    record({"tags": {"type": "array", "items": WORD, "maxItems": 3}}),
-    record({"on": {"type": "boolean"}}),
-    record({"day": {"type": "string", "format": "date"}}),
-    record({"point": record({"x": {"type": "integer", "minimum": -5, "maximum": 5}, "y": COUNT})}),
-    record({"mail": {"type": "string", "pattern": "^[a-z]{2,5}@[a-z]{2,5}\\.com$"}}),
-    record({"value": {"anyOf": [COUNT, {"type": "null"}]}}),
-    record({"kind": {"const": "fixed"}, "n": COUNT}),
-    record({"q": WORD, "limit": COUNT}, required=["q"]),
-    record({"rows": {"type": "array", "items": record({"id": COUNT}), "minItems": 1, "maxItems": 2}}),
-    record({"id": {"type": "string", "format": "uuid"}}),
-    record({"note": {"type": ["string", "null"], "maxLength": 5}}),
-    record({"x": {"$ref": "#/$defs/c"}}, **{"$defs": {"c": {"enum": ["red", "blue"]}}}),
-    record({"z": {"type": "integer", "multipleOf": 5, "minimum": 0, "maximum": 50}}),
-    record({"w": {"type": "string", "minLength": 2, "maxLength": 4}}),
-    record({"pair": {"type": "array", "prefixItems": [COUNT, WORD], "items": False, "minItems": 2}}),
-]
-TOOLS = [ToolSpec(name=f"tool_{i}", parameters=schema) for i, schema in enumerate(SCHEMAS)]
 
 
 @pytest.fixture(scope="module")
@@ -106,8 +66,7 @@ def read(parser: str, tools: list[ToolSpec], text: str) -> tuple[list[tuple[str,
 def check(calls: list[tuple[str, str]], tools: list[ToolSpec]) -> None:
     for name, arguments in calls:
         [tool] = [tool for tool in tools if tool.name == name]
-        schema = arguments_schema(tool)
-        jsonschema.validate(json.loads(arguments), schema, format_checker=jsonschema.FormatChecker())
+        assert not problems(arguments_schema(tool), arguments)
 
 
 @pytest.mark.parametrize("parser", SYNTAXES)

@@ -87,9 +87,12 @@ def test_bad_tools_are_refused_by_place(tools: list[Any], param: str) -> None:
         ("any", ToolChoice(mode="required")),
         (
             {"type": "function", "function": {"name": "time"}},
-            ToolChoice(mode="required", names=("time",)),
+            ToolChoice(mode="required", names=("time",), parallel=False),
         ),
-        ({"type": "function", "name": "time"}, ToolChoice(mode="required", names=("time",))),
+        (
+            {"type": "function", "name": "time"},
+            ToolChoice(mode="required", names=("time",), parallel=False),
+        ),
         (
             {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [TIME]}},
             ToolChoice(mode="required", names=("time",)),
