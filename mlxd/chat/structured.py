@@ -28,8 +28,21 @@ _SUBSCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", 
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _SUBSCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
-# RFC 3339 has a year 0, which most calendars, Python's among them, do not.
-_YEAR = "^(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+# llguidance knows the shape of a date. That there is no year 0, when February has 29 days, that seconds go
+# up to 59 (leap seconds are some moments, which no calendar reads) must be said besides.
+_YEAR = "(000[1-9]|00[1-9][0-9]|0[1-9][0-9]{2}|[1-9][0-9]{3})"
+_FOURTH = "(0[48]|[2468][048]|[13579][26])"
+_DATE = (
+    f"({_YEAR}-(02-([01][0-9]|2[0-8])|(0[13-9]|1[0-2])-[0-3][0-9])|([0-9]{{2}}{_FOURTH}|{_FOURTH}00)-02-29)"
+)
+_TIME = "[0-9]{2}:[0-9]{2}:[0-5]"
+_FORMAT_PATTERNS = {
+    "date": f"^{_DATE}",
+    "time": f"^{_TIME}",
+    "date-time": f"^{_DATE}[tT]{_TIME}",
+    "hostname": "^.{1,253}$",
+}
+"""By the format of a string: what else it must match."""
 
 _NOT_ENFORCED = ("$recursiveRef", "disallow", "divisibleBy", "extends")
 """Assertions of older drafts that llguidance passes over. Newer ones that it lacks it refuses itself."""
@@ -124,8 +137,10 @@ def _lowered(schema: Any) -> Any:
     changed = {key: _lowered_keyword(key, value) for key, value in schema.items()}
     if changed.get("uniqueItems") is False:
         del changed["uniqueItems"]
-    if changed.get("format") == "date" and "pattern" not in changed:
-        changed["pattern"] = _YEAR
+    pattern = _FORMAT_PATTERNS.get(str(changed.get("format")))
+    others = changed.get("allOf", [])
+    if pattern is not None and isinstance(others, list):
+        changed["allOf"] = [*others, {"pattern": pattern}]
     # llguidance counts a key that comes twice as two, which it is not for who reads the object.
     least, required = changed.get("minProperties"), changed.get("required", ())
     if isinstance(least, int) and isinstance(required, Sequence):

@@ -1,7 +1,8 @@
 """Forced calls and structured answers of SmolLM2, which was never taught either, through the official SDKs.
 
-MLXD_STRUCTURED=0:200 says which calls and which schemas to try, of as many as one likes; CI tries a few. A
-call or an answer that `max_tokens` cuts is none, which the finish reason says; it is counted, and must be rare.
+MLXD_STRUCTURED=0:200 says which calls and which schemas to try, of as many as one likes; CI tries a few.
+A call or an answer that `max_tokens` cuts is none, which the finish reason says; it is counted, and must be
+rare.
 """
 
 from __future__ import annotations

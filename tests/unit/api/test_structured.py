@@ -132,6 +132,8 @@ def test_what_is_wrong_is_a_400_that_names_it(engine: FakeEngine, fields: dict[s
         {"type": "string", "format": "regex"},
         {"type": "string", "pattern": "(a)\\1"},
         {"type": "strin"},
+        {"type": "string", "format": ["date"]},
+        {"type": "string", "format": "date", "allOf": 5},
         {"type": "integer", "minimum": 5, "maximum": 3},
         {"oneOf": [{"type": "number"}, {"type": "integer"}]},
         {"x-guidance": {"lenient": True}, "type": "array", "uniqueItems": True},
