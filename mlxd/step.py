@@ -22,9 +22,12 @@ import msgspec
 NULL_BLOCK = 0
 """Block 0 belongs to nobody: padding in block tables, and scratch for padded rows."""
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 HEADER_BYTES = 4
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+
+MIN_PROMPT_ROWS = 32
+"""Positions of prompts whose logits a step may always compute, however many rows sample."""
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -98,6 +101,25 @@ class SlotInit(msgspec.Struct, frozen=True, array_like=True, gc=False):
     token_ids: bytes = b""
 
 
+class PromptRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Of row `row`, the log-probabilities of prompt tokens are wanted too.
+
+    The chunk's tokens `start`, `start` + 1, …, counted from its first, predict `token_ids`: the prompt tokens
+    that follow them, of which the last may be in no chunk yet.
+    """
+
+    row: int
+    start: int
+    token_ids: bytes
+    """int32, at least one"""
+    num_top: int
+    """alternatives; 0: the tokens themselves only"""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) // 4
+
+
 class StepPlan(Message, frozen=True, tag="step"):
     """One forward over N tokens of R requests. The worker holds no other truth than these.
 
@@ -130,6 +152,7 @@ class StepPlan(Message, frozen=True, tag="step"):
     admit: tuple[SlotInit, ...] = ()
     copy_blocks: tuple[tuple[int, int], ...] = ()
     """(source, destination) block ids, copied in every layer before the forward"""
+    prompt_rows: tuple[PromptRow, ...] = ()
 
 
 class Flush(Message, frozen=True, tag="flush"):
@@ -205,8 +228,26 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
     top_logprobs: tuple[float, ...] = ()
 
 
+class PromptLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Log-probabilities (natural) of the T tokens of a plan's `prompt_rows`, one row after another.
+
+    K, the number of alternatives, is the largest that a row asked for; they come best first.
+    """
+
+    num_top: int
+    """K"""
+    logprobs: bytes
+    """float32 [T]; NaN where the model's output is not a number"""
+    ranks: bytes
+    """int32 [T], from 1"""
+    top_token_ids: bytes
+    """int32 [T, K]"""
+    top_logprobs: bytes
+    """float32 [T, K]"""
+
+
 class StepResult(Message, frozen=True, tag="result"):
-    """What plan `step_id` sampled, in the order of its rows with sample = 1."""
+    """What plan `step_id` sampled, in the order of its rows with sample = 1, and what its prompt_rows ask."""
 
     step_id: int
     token_ids: bytes
@@ -220,6 +261,8 @@ class StepResult(Message, frozen=True, tag="result"):
     active_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     cache_memory_bytes: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
+    """None when the plan had no prompt_rows"""
 
 
 class Heartbeat(Message, frozen=True, tag="beat"):

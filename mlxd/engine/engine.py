@@ -22,7 +22,7 @@ from mlxd.config import Config
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
-from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, force_tokens
+from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, end_prompt, force_tokens
 from mlxd.engine.prefix_report import PrefixReports
 from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
@@ -42,6 +42,7 @@ from mlxd.errors import (
 )
 from mlxd.step import Flush, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
+from mlxd.step import PromptLogprobs as StepPromptLogprobs
 from mlxd.text.model_files import ModelFiles
 from mlxd.text.tokenizer import Tokenizer
 
@@ -272,13 +273,24 @@ class Engine:
         step = self._in_flight.popleft() if self._in_flight else None
         sampled = array("i")
         sampled.frombytes(result.token_ids)
-        if step is None or step.plan.step_id != result.step_id or len(sampled) != len(step.sampled):
+        if (
+            step is None
+            or step.plan.step_id != result.step_id
+            or len(sampled) != len(step.sampled)
+            or (result.prompt_logprobs is None) != (not step.prompt_rows)
+        ):
             self.supervisor.kill(f"result {result.step_id} answers no plan")
             return
         scheduler = self.scheduler
         assert scheduler is not None
         scheduler.update(step, result.step_seconds)
         self._count_step(step, result)
+        if result.prompt_logprobs is not None:
+            self._take_prompt_logprobs(step, result.prompt_logprobs)
+        for request in step.prefilled:
+            if request.status <= RequestStatus.PREEMPTED:
+                end_prompt(request)
+                self._finish(request, FinishReason.LENGTH, scheduler)
         errors = dict(result.row_errors) if result.row_errors else {}
         logprobs = result.logprobs or None
         stats = self.stats
@@ -318,6 +330,21 @@ class Engine:
         self._pump()
 
     # Within
+
+    def _take_prompt_logprobs(self, step: ScheduledStep, part: StepPromptLogprobs) -> None:
+        """Give each request its part of what the step found out about prompts."""
+        start = 0
+        for row, (request, first) in zip(step.plan.prompt_rows, step.prompt_rows, strict=True):
+            stop = start + row.num_tokens
+            known = request.prompt_logprobs
+            if (
+                known is not None
+                and request.status <= RequestStatus.PREEMPTED
+                and not known.extend(first, part, start, stop, row.num_top)
+            ):
+                error = InternalError("the model's output for this prompt is not a number")
+                self._end_early(request, FinishReason.ERROR, error)
+            start = stop
 
     def _close_thinking(self, request: Request, scheduler: Scheduler) -> FinishReason | None:
         """The model has thought for as long as it may: it goes on as if it had closed the block itself."""

@@ -97,8 +97,11 @@ class KvManager:
         return self.num_slots - len(self._free_slots)
 
     def match(self, request: Request) -> Match:
-        """What is cached of `request`, of all its tokens but the last: that one's logits are needed."""
-        if not self.prefix_caching:
+        """What is cached of `request`, of all its tokens but the last: that one's logits are needed.
+
+        Nothing while the logits of its prompt are needed.
+        """
+        if not self.prefix_caching or request.needs_prompt_logits:
             return Match([], 0, 0, (), False)
         tokens = self._tokens(request)
         block_ids, nearest, num_common = self.index.match(tokens, tokens.num_tokens - 1)
@@ -110,6 +113,8 @@ class KvManager:
         self, request: Request, match: Match, others: Iterable[tuple[Request, int]]
     ) -> int:
         """How many tokens beyond `match` will be cached once each of `others` has computed so many tokens."""
+        if request.needs_prompt_logits:
+            return 0
         tokens = self._tokens(request)
         num_matched = len(match.block_ids) * self.block_size + match.num_common
         most = (tokens.num_tokens - 1) // self.block_size
@@ -269,6 +274,8 @@ class KvManager:
             return PrefixHit(HitType.MISS, 0)
         num_tokens, tokens = request.num_prompt_tokens, self._tokens(request)
         known = self._is_known(tokens.digest(num_tokens))
+        if request.needs_prompt_logits:
+            return PrefixHit(HitType.MISS, 0, Cause.PROMPT_LOGPROBS)
         if num_matched == num_tokens - 1:
             if num_matched == 0:
                 return PrefixHit(HitType.MISS, 0)

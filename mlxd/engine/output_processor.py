@@ -61,6 +61,7 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
         num_output_tokens,
         request.num_cached_tokens,
         0 if request.thinking is None else request.thinking.num_tokens,
+        request.prompt_logprobs if num_output_tokens == 1 else None,
     )
     held = request.held_output
     if held is not None:
@@ -85,6 +86,21 @@ def force_tokens(request: Request, token_ids: Sequence[int]) -> FinishReason | N
         if reason is not None:
             return reason
     return None
+
+
+def end_prompt(request: Request) -> None:
+    """Push the one output of a request that generates nothing: its prompt has been computed."""
+    request.stream.push(
+        RequestOutput(
+            request.params.index,
+            "",
+            [],
+            finish_reason=FinishReason.LENGTH,
+            num_prompt_tokens=request.num_prompt_tokens,
+            num_cached_tokens=request.num_cached_tokens,
+            prompt_logprobs=request.prompt_logprobs,
+        )
+    )
 
 
 def end_early(request: Request, reason: FinishReason, error: Exception | None) -> None:

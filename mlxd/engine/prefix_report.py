@@ -48,11 +48,13 @@ class Cause(enum.StrEnum):
 
     `new`: nothing that goes on from there was cached. `diverged`: what was cached goes on with another token.
     `evicted`: the prompt's next block was cached once, and has been given up for others since.
+    `prompt_logprobs`: the request asked for them, so its whole prompt had to be computed.
     """
 
     NEW = "new"
     DIVERGED = "diverged"
     EVICTED = "evicted"
+    PROMPT_LOGPROBS = "prompt_logprobs"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.thinking import ThinkingParams, ThinkingWatch
 from mlxd.step import SamplingParams, TokenLogprobs
 from mlxd.text.stop import StopChecker
@@ -27,7 +28,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     One of these is one sequence: n choices or several prompts are several requests with their own `index`,
     submitted together. `max_tokens` counts generated tokens; the engine lowers it to what the context
-    leaves. `stop` strings are cut from the text; `stop_token_ids` end generation and give no text.
+    leaves. With 0 the prompt is computed, and nothing is generated.
+    `stop` strings are cut from the text; `stop_token_ids` end generation and give no text.
     `sampling.seed` and `sampling.stop_token_ids` are the engine's to fill.
     `stream_interval`: tokens gathered before an output is handed over (the first and last go at once).
     """
@@ -49,6 +51,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """whose it is: requests of one priority share the worker fairly between clients"""
     weight: float = 1.0
     """the client's share, in proportion to those of the others"""
+    prompt_logprobs: int = -1
+    """-1 for none, else the alternatives beside each prompt token's log-probability (0: none beside it)"""
     stream_interval: int = 1
     seed: int | None = None
     """None: the engine draws one; it becomes sampling.seed"""
@@ -105,6 +109,8 @@ class RequestOutput(msgspec.Struct, gc=False):
     num_output_tokens: int = 0
     num_cached_tokens: int = 0
     num_reasoning_tokens: int = 0
+    prompt_logprobs: PromptLogprobs | None = None
+    """all of them, with the first output of a request that asked"""
 
     def absorb(self, later: RequestOutput) -> None:
         """Append the next output of the same request to this one."""
@@ -152,6 +158,7 @@ class Request:
         "params",
         "paused",
         "prefix_hit",
+        "prompt_logprobs",
         "share",
         "slot",
         "status",
@@ -181,6 +188,7 @@ class Request:
         self.max_tokens = max_tokens
         self.num_prompt_tokens = len(params.prompt_token_ids)
         self.output_token_ids: list[int] = []
+        self.prompt_logprobs = PromptLogprobs() if params.prompt_logprobs >= 0 else None
         self.held_output: RequestOutput | None = None
         """gathered for stream_interval, not yet handed over"""
 
@@ -221,6 +229,11 @@ class Request:
     def num_tokens(self) -> int:
         """Prompt and output tokens, those still in flight included."""
         return self.num_prompt_tokens + len(self.output_token_ids) + self.num_pending_tokens
+
+    @property
+    def needs_prompt_logits(self) -> bool:
+        """Whether log-probabilities of its prompt are still to come, so that all of it is computed."""
+        return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
 
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Known tokens `start` … `stop` - 1 of prompt and output together."""

@@ -15,7 +15,7 @@ from mlxd.engine.cost import StepCostModel
 from mlxd.engine.kv_manager import KvManager, Match
 from mlxd.engine.queue import WaitingQueue
 from mlxd.engine.request import Request, RequestStatus
-from mlxd.step import SlotInit, StepPlan
+from mlxd.step import MIN_PROMPT_ROWS, PromptRow, SlotInit, StepPlan
 
 INT32_BYTES = 4
 
@@ -26,6 +26,10 @@ class ScheduledStep:
 
     plan: StepPlan
     sampled: list[Request]
+    prompt_rows: list[tuple[Request, int]]
+    """for each of the plan's prompt_rows, its request and the place in the prompt of its first token"""
+    prefilled: list[Request]
+    """requests whose tokens are all computed after this step, and that generate none"""
     num_decode_rows: int
     num_chunk_tokens: int
     admitted: list[Request]
@@ -42,14 +46,20 @@ class _Chunk:
     request: Request
     start: int
     num_tokens: int
+    targets: range
+    """places of the prompt tokens whose log-probabilities it gives"""
 
     @property
     def end(self) -> int:
         return self.start + self.num_tokens
 
     @property
-    def samples(self) -> bool:
+    def is_last(self) -> bool:
         return self.end == self.request.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        return self.is_last and self.request.max_tokens > 0
 
 
 class Scheduler:
@@ -68,6 +78,9 @@ class Scheduler:
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._max_num_seqs = config.max_num_seqs if config.continuous_batching else 1
+        self._max_logit_rows = config.max_num_seqs
+        self._num_prompt_rows_left = 0
+        """positions of prompts whose logits this step can still compute: the memory for logits is planned"""
         self._next_step_id = 0
         self._released: list[int] = []
         self._admitted: list[Request] = []
@@ -156,6 +169,7 @@ class Scheduler:
     def _schedule_chunks(self, num_decode_rows: int, now: float) -> list[_Chunk]:
         chunks: list[_Chunk] = []
         budget = self.cost.chunk_tokens(num_decode_rows)
+        self._num_prompt_rows_left = max(MIN_PROMPT_ROWS, self._max_logit_rows - num_decode_rows)
         for request in self.running:
             if budget <= 0:
                 return chunks
@@ -165,6 +179,8 @@ class Scheduler:
             newcomer = self.waiting.peek()
             # A preempted request waits for its samples in flight: they are part of what it computes again.
             if newcomer is None or newcomer.num_pending_tokens:
+                break
+            if newcomer.needs_prompt_logits and not self._num_prompt_rows_left:
                 break
             match = self.kv.match(newcomer)
             if chunks and self._had_better_wait(newcomer, match, chunks, num_decode_rows):
@@ -193,9 +209,20 @@ class Scheduler:
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[_Chunk]) -> int:
         start = request.num_computed_tokens
-        num_tokens = min(budget, request.num_tokens - start)
-        chunks.append(_Chunk(request, start, num_tokens))
-        return num_tokens
+        end = start + min(budget, request.num_tokens - start)
+        targets = range(0)
+        if request.prompt_logprobs is not None:
+            # Position p predicts token p + 1, also if that one is in the next chunk.
+            first = max(start, len(request.prompt_logprobs)) + 1
+            targets = range(first, min(end + 1, request.num_prompt_tokens))
+            if len(targets) > self._num_prompt_rows_left:
+                targets = targets[: self._num_prompt_rows_left]
+                end = targets.stop - 1
+                if end == start:
+                    return 0
+            self._num_prompt_rows_left -= len(targets)
+        chunks.append(_Chunk(request, start, end - start, targets))
+        return end - start
 
     def _build(self, decode_rows: list[Request], chunks: list[_Chunk]) -> ScheduledStep:
         sampled = list(decode_rows)
@@ -205,9 +232,19 @@ class Scheduler:
         query_lens = array("i", [1]) * num_decode_rows
         sample = bytearray(b"\x01" * num_decode_rows)
         token_ids = array("i")
+        prompt_rows: list[PromptRow] = []
+        prompt_targets: list[tuple[Request, int]] = []
+        prefilled: list[Request] = []
         for chunk in chunks:
             request, end = chunk.request, chunk.end
             samples = chunk.samples
+            targets = chunk.targets
+            if targets:
+                ids = array("i", request.params.prompt_token_ids[targets.start : targets.stop])
+                start = targets.start - 1 - chunk.start
+                num_top = request.params.prompt_logprobs
+                prompt_rows.append(PromptRow(len(slots), start, ids.tobytes(), num_top))
+                prompt_targets.append((request, targets.start))
             slots.append(request.slot)
             query_lens.append(chunk.num_tokens)
             context_lens.append(end)
@@ -219,6 +256,9 @@ class Scheduler:
                 request.decoding = True
                 request.num_pending_tokens += 1
                 request.num_samples_left -= 1
+            elif chunk.is_last:
+                request.decoding = True
+                prefilled.append(request)
         slot_mapping, block_tables, width = self.kv.tables.fill(slots, query_lens, context_lens)
         plan = StepPlan(
             step_id=self._next_step_id,
@@ -234,6 +274,7 @@ class Scheduler:
             release=tuple(self._released),
             admit=tuple(self._slot_init(r) for r in self._admitted),
             copy_blocks=self.kv.take_copies(),
+            prompt_rows=tuple(prompt_rows),
         )
         # From the next plan on, others may read what this one writes. Not in this one: it copies blocks
         # before it writes any.
@@ -245,7 +286,9 @@ class Scheduler:
         self._publishing.clear()
         self._released.clear()
         self._next_step_id += 1
-        return ScheduledStep(plan, sampled, num_decode_rows, len(token_ids), admitted)
+        return ScheduledStep(
+            plan, sampled, prompt_targets, prefilled, num_decode_rows, len(token_ids), admitted
+        )
 
     def _slot_init(self, request: Request) -> SlotInit:
         sampling = request.params.sampling

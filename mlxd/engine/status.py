@@ -135,7 +135,7 @@ def _request(engine: Engine, request: Request, now: float) -> dict[str, object]:
         "phase": phase,
         "tokens_per_second": round((num_output_tokens - 1) / generating, 2) if generating > 0 else 0.0,
         "ttft_s": round(first - request.arrival_time, 4) if first is not None else None,
-        "progress": round(num_output_tokens / request.max_tokens, 4),
+        "progress": round(num_output_tokens / max(1, request.max_tokens), 4),
         **_prefix(engine, request),
         "generated_tokens": num_output_tokens,
         "max_tokens": request.max_tokens,

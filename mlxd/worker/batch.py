@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mlxd.step import StepPlan
+from mlxd.step import PromptRow, StepPlan
 
 Int32s = npt.NDArray[np.int32]
 
@@ -44,9 +44,11 @@ class StepBatch:
     """[R, W]"""
     sampled_rows: npt.NDArray[np.intp]
     """[S]: rows of which a token is sampled"""
-    sampled_tokens: Int32s
-    """[S]: the flattened index of each such row's last token"""
+    logit_tokens: Int32s
+    """[S + T]: the flattened indices of the tokens whose logits are needed: the last one of each such row,
+    then those that predict the tokens of `prompt_rows`"""
     chunks: list[Chunk]
+    prompt_rows: tuple[PromptRow, ...] = ()
 
     @classmethod
     def from_plan(cls, plan: StepPlan) -> StepBatch:
@@ -55,6 +57,10 @@ class StepBatch:
         ends = np.cumsum(query_lens, dtype=np.int32)
         starts = ends - query_lens
         sampled_rows = np.flatnonzero(np.frombuffer(plan.sample, dtype=np.uint8))
+        prompt_tokens = [
+            np.arange(row.num_tokens, dtype=np.int32) + (starts[row.row] + row.start)
+            for row in plan.prompt_rows
+        ]
         return cls(
             num_decode_rows=plan.num_decode_rows,
             slots=_int32(plan.slots),
@@ -65,11 +71,12 @@ class StepBatch:
             slot_mapping=_int32(plan.slot_mapping),
             block_tables=_int32(plan.block_tables).reshape(len(query_lens), plan.block_table_width),
             sampled_rows=sampled_rows,
-            sampled_tokens=ends[sampled_rows] - 1,
+            logit_tokens=np.concatenate([ends[sampled_rows] - 1, *prompt_tokens]),
             chunks=[
                 Chunk(row, int(starts[row]), int(query_lens[row]), int(context_lens[row]))
                 for row in range(plan.num_decode_rows, len(query_lens))
             ],
+            prompt_rows=plan.prompt_rows,
         )
 
 

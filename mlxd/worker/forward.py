@@ -1,6 +1,6 @@
 """The two ways to run a step through the model: flattened over the paged pool, or slot by slot.
 
-It does not know sampling: both turn a batch and its decode rows' tokens into logits of the sampled rows.
+It does not know sampling: both turn a batch and its decode rows' tokens into the logits that are needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Forward(Protocol):
         """Copy (source, destination) blocks."""
 
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
-        """Logits [S, vocab_size] of the sampled rows (None if S = 0), and what else must be evaluated.
+        """Logits [n, vocab_size] of the n tokens that the batch's `logit_tokens` names (None if n = 0), and
+        what else must be evaluated.
 
         `last_tokens`, int32, holds each slot's last token, which decode rows take; its last place belongs to
         no slot.
@@ -66,14 +67,14 @@ class PagedForward:
         tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])[:, None]
         attention = StepAttention(batch, self._pool.block_size, self.name)
         caches = self._pool.begin_step(attention, batch.positions, batch.slot_mapping)
-        sampled = mx.array(batch.sampled_tokens) if len(batch.sampled_tokens) else None
-        self._selection.select(sampled)
+        rows = mx.array(batch.logit_tokens) if len(batch.logit_tokens) else None
+        self._selection.select(rows)
         output = self._model(tokens, cache=caches)
         selected = self._selection.used
         self._selection.clear()
-        if sampled is None:
+        if rows is None:
             return None, [output[:1]]
-        return (output if selected else output[sampled]).squeeze(1), []
+        return (output if selected else output[rows]).squeeze(1), []
 
 
 class SlotForward:
@@ -100,6 +101,8 @@ class SlotForward:
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         sampled = set(batch.sampled_rows.tolist())
+        wanted = {row.row: row for row in batch.prompt_rows}
+        prompt_logits: list[mx.array] = []
         states: list[mx.array] = []
         logits = [
             self._run(int(batch.slots[row]), decode_tokens[row : row + 1])
@@ -111,13 +114,20 @@ class SlotForward:
                 self._caches[slot] = make_prompt_cache(self._model)
             start = chunk.start - batch.num_decode_rows
             tokens = mx.array(batch.token_ids[start : start + chunk.length])
-            if chunk.row in sampled:
+            if chunk.row in wanted:
+                asked = wanted[chunk.row]
+                output = self._model(tokens[None], cache=self._caches[slot]).squeeze(0)
+                prompt_logits.append(output[asked.start : asked.start + asked.num_tokens])
+                if chunk.row in sampled:
+                    logits.append(output[-1:])
+            elif chunk.row in sampled:
                 if chunk.length > 1:
                     self._run(slot, tokens[:-1])
                 logits.append(self._run(slot, tokens[-1:]))
             else:
                 self._run(slot, tokens)
             states += [array for cache in self._caches[slot] for array in _arrays(cache.state)]
+        logits += prompt_logits
         return (mx.concatenate(logits) if logits else None), states
 
     def _run(self, slot: int, tokens: mx.array) -> mx.array:

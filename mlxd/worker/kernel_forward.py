@@ -81,17 +81,17 @@ class KernelForward:
         decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])
         rows = step_rows(batch, self._pool.block_size, pad=self._pad, dtype=self._dtype)
-        sampled = mx.array(batch.sampled_tokens) if len(batch.sampled_tokens) else None
-        self._selection.select(sampled)
+        wanted = mx.array(batch.logit_tokens) if len(batch.logit_tokens) else None
+        self._selection.select(wanted)
         try:
             output, self._after = self._run(tokens, rows, self._after)
             selected = self._selection.used
         finally:
             # The self-check goes on with another forward where this one fails.
             self._selection.clear()
-        if sampled is None:
+        if wanted is None:
             return None, [output[:1], self._after]
-        return (output if selected else output[sampled]).squeeze(1), [self._after]
+        return (output if selected else output[wanted]).squeeze(1), [self._after]
 
     def _run(self, tokens: mx.array, rows: StepRows, after: mx.array) -> tuple[mx.array, mx.array]:
         """tokens [N] -> the model's output [n, 1, vocab_size], and what comes after all its kernels."""

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxd.config import Config
 from mlxd.errors import ConfigError
-from mlxd.step import MemoryPlan
+from mlxd.step import MIN_PROMPT_ROWS, MemoryPlan
 from mlxd.worker.platform import Device
 
 MIB = 1024 * 1024
@@ -90,7 +90,7 @@ def activation_bytes(
     mlp = tokens * dtype_bytes * MLP_COPIES * shape.intermediate_size
     sequence = 2 * max_context * kv_bytes_per_token // shape.num_layers
     scores = 2 * min(SCORES_BYTES, 4 * shape.num_heads * tokens * max_context)
-    logits = scheduler.max_num_seqs * shape.vocab_size * 4 * LOGITS_COPIES
+    logits = (scheduler.max_num_seqs + MIN_PROMPT_ROWS) * shape.vocab_size * 4 * LOGITS_COPIES
     return max(hidden + mlp + sequence + scores, logits)
 
 

@@ -15,7 +15,7 @@ import json
 import os
 import platform as host
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +27,17 @@ from tokenizers import Tokenizer
 import mlxd
 from mlxd.config import Config
 from mlxd.errors import ConfigError
-from mlxd.step import MemoryPlan, ModelFiles, SlotInit, StepPlan, StepResult, TokenLogprobs, WorkerReady
+from mlxd.step import (
+    MemoryPlan,
+    ModelFiles,
+    PromptLogprobs,
+    PromptRow,
+    SlotInit,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+    WorkerReady,
+)
 from mlxd.worker.backend import Send
 from mlxd.worker.memory import context_limit
 from mlxd.worker.model_facts import context_length, read_config, text_config
@@ -171,6 +181,21 @@ def end_of_turn(folder: Path) -> int:
     raise ConfigError(f"the model {folder.name!r} names no eos_token_id")
 
 
+def certain(rows: Sequence[PromptRow]) -> PromptLogprobs:
+    """Every prompt token is as certain as the sampled ones."""
+    tokens = b"".join(row.token_ids for row in rows)
+    num_tokens = len(tokens) // 4
+    zeros = bytes(len(tokens))
+    has_top = any(row.num_top for row in rows)
+    return PromptLogprobs(
+        num_top=int(has_top),
+        logprobs=zeros,
+        ranks=np.ones(num_tokens, dtype="<i4").tobytes(),
+        top_token_ids=tokens if has_top else b"",
+        top_logprobs=zeros if has_top else b"",
+    )
+
+
 class Player:
     """Runs plans. State is per slot, in arrays, so that a step of 256 rows costs a few array operations."""
 
@@ -222,7 +247,12 @@ class Player:
         positions = (context_lens[sampled] - self._num_prompt_tokens[rows]) % self._script_lens[rows]
         tokens = self._scripts[rows, positions]
         self._last_token[rows] = tokens
-        answer = StepResult(plan.step_id, tokens.tobytes(), self._token_logprobs(rows, tokens))
+        answer = StepResult(
+            plan.step_id,
+            tokens.tobytes(),
+            self._token_logprobs(rows, tokens),
+            prompt_logprobs=certain(plan.prompt_rows) if plan.prompt_rows else None,
+        )
         return PlayedStep(answer, self._pace(rows), self._clock, self._sleep)
 
     def _admit(self, init: SlotInit) -> None:

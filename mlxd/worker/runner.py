@@ -20,6 +20,7 @@ from mlxd.worker.grammar import Grammars
 from mlxd.worker.kernel_forward import KernelForward
 from mlxd.worker.kernels.paged import PagedKernels
 from mlxd.worker.kv_pool import KvPool
+from mlxd.worker.logprobs import PromptTokenLogprobs
 from mlxd.worker.patching import patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
 from mlxd.worker.selfcheck import compare_with_mlx_lm
@@ -33,9 +34,16 @@ NOT_A_NUMBER = "the model's output for this request is not a number"
 class PendingStep:
     """A step whose graph is built. `start` hands it to the device once; `result` waits for it."""
 
-    def __init__(self, step_id: int, sampled: Sampled | None, arrays: list[mx.array]) -> None:
+    def __init__(
+        self,
+        step_id: int,
+        sampled: Sampled | None,
+        arrays: list[mx.array],
+        prompt: PromptTokenLogprobs | None = None,
+    ) -> None:
         self.step_id = step_id
         self._sampled = sampled
+        self._prompt = prompt
         self._arrays = arrays
         self._started = False
         self._tokens: npt.NDArray[np.int32] | None = None
@@ -59,10 +67,11 @@ class PendingStep:
         return self._tokens
 
     def result(self) -> StepResult:
-        """What the step sampled; times and memory are left to the caller."""
+        """What the step sampled and found out; times and memory are left to the caller."""
         tokens = self.tokens()
+        prompt_logprobs = None if self._prompt is None else self._prompt.result()
         if self._sampled is None:
-            return StepResult(self.step_id, b"")
+            return StepResult(self.step_id, b"", prompt_logprobs=prompt_logprobs)
         errors = dict(self._sampled.errors)
         for index in np.flatnonzero(tokens < 0).tolist():
             errors.setdefault(index, NOT_A_NUMBER)
@@ -72,6 +81,7 @@ class PendingStep:
             tokens.tobytes(),
             logprobs=() if logprobs is None else logprobs.result(len(tokens)),
             row_errors=tuple(sorted(errors.items())),
+            prompt_logprobs=prompt_logprobs,
         )
 
 
@@ -147,7 +157,11 @@ class Runner:
         sampler = self._sampler
         logits, arrays = self._forward(batch, sampler.last_tokens)
         may_start = previous is None or previous.finished or not self._one_at_a_time
-        sampled = None
+        sampled = prompt = None
+        if batch.prompt_rows and logits is not None:
+            prompt = PromptTokenLogprobs(logits[len(slots) :], batch.prompt_rows)
+            logits = logits[: len(slots)] if len(slots) else None
+            arrays += prompt.arrays
         constrained = self._grammars.constrained(slots)
         if logits is not None:
             if constrained and may_start:
@@ -158,7 +172,7 @@ class Runner:
             arrays += [sampled.tokens, sampler.last_tokens]
             if sampled.logprobs is not None:
                 arrays += sampled.logprobs.arrays
-        self._newest = PendingStep(plan.step_id, sampled, arrays)
+        self._newest = PendingStep(plan.step_id, sampled, arrays, prompt)
         for place, row in constrained.items():
             row.sampled(self._newest, place)
         if may_start:

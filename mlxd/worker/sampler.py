@@ -22,7 +22,7 @@ from mlxd.worker import sampling
 from mlxd.worker.exponential import exp_nonpositive
 from mlxd.worker.grammar import FREE, RowConstraint
 from mlxd.worker.history import NEUTRAL_LANE, TokenHistory
-from mlxd.worker.logprobs import RawLogprobs
+from mlxd.worker.logprobs import SampledLogprobs
 from mlxd.worker.randomness import uniforms
 
 GREEDY_TEMPERATURE = 1e-5
@@ -47,7 +47,7 @@ class Sampled:
     """A step's tokens on their way: int32 [S], -1 where the logits were not numbers."""
 
     tokens: mx.array
-    logprobs: RawLogprobs | None
+    logprobs: SampledLogprobs | None
     errors: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -134,7 +134,7 @@ class Sampler:
         asking = [row for row in rows if row.params.logprobs >= 0]
         logprobs = None
         if asking:
-            logprobs = RawLogprobs(
+            logprobs = SampledLogprobs(
                 _take(logits, asking, len(rows)),
                 _take(tokens, asking, len(rows)),
                 [(row.index, row.params.logprobs) for row in asking],

@@ -68,6 +68,6 @@ def _batch(tokens: Int32s, start: int, block_size: int) -> StepBatch:
         slot_mapping=positions + block_size,
         block_tables=np.arange(1, -(-end // block_size) + 1, dtype=np.int32)[None],
         sampled_rows=np.zeros(1, dtype=np.intp),
-        sampled_tokens=np.array([length - 1], dtype=np.int32),
+        logit_tokens=np.array([length - 1], dtype=np.int32),
         chunks=[] if decode else [Chunk(0, 0, length, end)],
     )

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mlxd.step import SamplingParams, SlotInit, StepPlan, StepResult, TokenLogprobs
+from mlxd.step import (
+    PromptLogprobs,
+    PromptRow,
+    SamplingParams,
+    SlotInit,
+    StepPlan,
+    StepResult,
+    TokenLogprobs,
+)
 from mlxd.worker.runner import PendingStep, Runner
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -29,6 +37,9 @@ class Sequence:
     prompt: list[int]
     sampling: SamplingParams
     chunk_size: int = 0
+    prompt_logprobs: int = -1
+    prompt_results: list[tuple[range, PromptLogprobs]] = field(default_factory=list)
+    """of each chunk, the rows of the step's result that are its own, and that result"""
     outputs: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -63,10 +74,18 @@ class Driver:
         self._released: list[int] = []
         self._copies: list[tuple[int, int]] = []
         self._step_id = 0
-        self._in_flight: list[tuple[PendingStep, list[Sequence]]] = []
+        self._in_flight: list[tuple[PendingStep, list[Sequence], list[tuple[Sequence, int]]]] = []
+        """the step, who samples, and whose prompts' log-probabilities it gives, how many each"""
 
-    def add(self, prompt: list[int], sampling: SamplingParams = GREEDY, *, chunk_size: int = 0) -> Sequence:
-        sequence = Sequence(self._slots.pop(0), prompt, sampling, chunk_size)
+    def add(
+        self,
+        prompt: list[int],
+        sampling: SamplingParams = GREEDY,
+        *,
+        chunk_size: int = 0,
+        prompt_logprobs: int = -1,
+    ) -> Sequence:
+        sequence = Sequence(self._slots.pop(0), prompt, sampling, chunk_size, prompt_logprobs)
         self.sequences.append(sequence)
         return sequence
 
@@ -100,6 +119,8 @@ class Driver:
         others = [sequence for sequence in self.sequences if not sequence.decodes]
         rows = decoding + others
         query_lens, sample, tokens, mapping, admit, sampled = [], [], [], [], [], []
+        prompt_rows: list[PromptRow] = []
+        asking: list[tuple[Sequence, int]] = []
         for sequence in rows:
             if not sequence.admitted:
                 admit.append(self._slot_init(sequence))
@@ -109,6 +130,10 @@ class Driver:
             first, last = sequence.num_computed, sequence.num_computed + length
             while len(sequence.blocks) * self.block_size < last:
                 sequence.blocks.append(self._blocks.pop(0))
+            targets = sequence.prompt[first + 1 : last + 1]
+            if sequence.prompt_logprobs >= 0 and targets:
+                asking.append((sequence, len(targets)))
+                prompt_rows.append(PromptRow(len(query_lens), 0, int32(targets), sequence.prompt_logprobs))
             query_lens.append(length)
             sample.append(int(length == left))
             if sequence not in decoding:
@@ -136,10 +161,11 @@ class Driver:
             release=tuple(self._released),
             admit=tuple(admit),
             copy_blocks=tuple(self._copies),
+            prompt_rows=tuple(prompt_rows),
         )
         self._step_id += 1
         self._released, self._copies = [], []
-        self._in_flight.append((self.runner.launch(self.last_plan), sampled))
+        self._in_flight.append((self.runner.launch(self.last_plan), sampled, asking))
         while len(self._in_flight) > (0 if wait else 1):
             self._finish()
 
@@ -154,11 +180,17 @@ class Driver:
         self.drain()
 
     def _finish(self) -> None:
-        pending, sampled = self._in_flight.pop(0)
+        pending, sampled, asking = self._in_flight.pop(0)
         result: StepResult = pending.result()
         tokens = np.frombuffer(result.token_ids, dtype=np.int32).tolist()
         assert len(tokens) == len(sampled)
         errors = dict(result.row_errors)
+        first = 0
+        assert (result.prompt_logprobs is None) == (not asking)
+        for sequence, count in asking:
+            assert result.prompt_logprobs is not None
+            sequence.prompt_results.append((range(first, first + count), result.prompt_logprobs))
+            first += count
         for index, (sequence, token) in enumerate(zip(sampled, tokens, strict=True)):
             sequence.num_pending -= 1
             sequence.outputs.append(token)

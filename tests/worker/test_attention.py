@@ -42,7 +42,7 @@ def make_batch(decode_lens: list[int], chunk_lens: list[tuple[int, int]], num_sp
         slot_mapping=empty,
         block_tables=tables,
         sampled_rows=np.zeros(0, dtype=np.intp),
-        sampled_tokens=empty,
+        logit_tokens=empty,
         chunks=chunks,
     )
 

@@ -20,6 +20,7 @@ from mlxd.worker.runner import Runner
 from tests.worker.driver import Driver
 from tests.worker.metal_shim import shim
 from tests.worker.shim_kernels import ShimKernels
+from tests.worker.test_prompt_logprobs import check_prompt
 from tests.worker.test_runner import prompt_of, reference
 from tests.worker.tiny_models import ARCHITECTURES, tiny_model
 
@@ -72,6 +73,19 @@ def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path) -> None:
     for sequence in [*sequences, copy]:
         tokens, _ = reference(model, sequence.prompt, len(sequence.outputs))
         assert sequence.outputs == tokens
+
+
+def test_prompts_logprobs_are_mlx_lms(folder: Path) -> None:
+    model = tiny_model("llama")
+    driver = Driver(
+        kernel_runner(model, ShimKernels("metal", folder)), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE
+    )
+    shapes = [(23, 9), (40, 0)]
+    sequences = [driver.add(prompt_of(n, n), chunk_size=size, prompt_logprobs=2) for n, size in shapes]
+    driver.add(prompt_of(7, 1))
+    driver.run(3, wait=False)
+    for sequence in sequences:
+        check_prompt(model, sequence)
 
 
 def test_blocks_are_copied_before_they_are_read(folder: Path) -> None:
@@ -199,7 +213,7 @@ def test_steps_are_packed_and_filled_up() -> None:
         slot_mapping=np.zeros(3, dtype=np.int32),
         block_tables=tables,
         sampled_rows=np.arange(3),
-        sampled_tokens=np.arange(3, dtype=np.int32),
+        logit_tokens=np.arange(3, dtype=np.int32),
         chunks=[],
     )
     packed, num_rows, max_context = pack_decode(batch, 4, scratch_slot=40)

@@ -8,6 +8,7 @@ mlxd/step.py on the way: a result is given only after one more message came.
 from __future__ import annotations
 
 import asyncio
+import math
 import zlib
 from array import array
 from collections import deque
@@ -19,6 +20,7 @@ from mlxd.step import (
     FromWorker,
     MemoryPlan,
     ModelFiles,
+    PromptLogprobs,
     Shutdown,
     SlotInit,
     StepPlan,
@@ -48,6 +50,18 @@ def generate(prompt: Sequence[int], max_tokens: int, seed: int = 0) -> list[int]
         if tokens[-1] == EOS:
             break
     return tokens[len(prompt) :]
+
+
+def prompt_logprobs(context: Sequence[int], target: int, num_top: int) -> TokenLogprobs:
+    """What is said of `target` after `context`; exact in float32."""
+    value = zlib.crc32(array("i", [target, *context]).tobytes())
+    top = range(num_top)
+    return TokenLogprobs(
+        -(value % 4096) / 64,
+        1 + value % VOCAB_SIZE,
+        tuple((value + k) % VOCAB_SIZE for k in top),
+        tuple(-(value % 64) / 8 - k for k in top),
+    )
 
 
 def ints(data: bytes) -> list[int]:
@@ -83,6 +97,9 @@ class FakeWorker:
         self.hold = False
         """keep results back until release_held()"""
         self.fail_rows: set[str] = set()
+        self.fail_prompts: set[str] = set()
+        """request ids whose prompts' log-probabilities are not numbers"""
+        self.max_prompt_rows = 0
         self._kv: dict[int, int] = {}
         self._slots: dict[int, SlotInit] = {}
         self._last_token: dict[int, int] = {}
@@ -202,10 +219,37 @@ class FakeWorker:
             self._last_token[slot] = token
             sampled.append(token)
             logprobs.append(TokenLogprobs(-0.5, 1) if init.sampling.logprobs >= 0 else None)
+        found = []
+        for asked in plan.prompt_rows:
+            slot, table = slots[asked.row], tables[asked.row * plan.block_table_width :]
+            first = context_lens[asked.row] - query_lens[asked.row] + asked.start
+            assert first + asked.num_tokens <= context_lens[asked.row], "asked beyond the chunk"
+            for offset, target in enumerate(ints(asked.token_ids)):
+                context = [
+                    self._kv[table[p // self.block_size] * self.block_size + p % self.block_size]
+                    for p in range(first + offset + 1)
+                ]
+                entry = prompt_logprobs(context, target, max(row.num_top for row in plan.prompt_rows))
+                if self._slots[slot].request_id in self.fail_prompts:
+                    entry = TokenLogprobs(math.nan, 1, entry.top_token_ids, entry.top_logprobs)
+                found.append(entry)
+        self.max_prompt_rows = max(self.max_prompt_rows, len(found))
         return StepResult(
             step_id=plan.step_id,
             token_ids=sampled.tobytes(),
             logprobs=tuple(logprobs) if any(logprobs) else (),
             row_errors=tuple(errors),
             step_seconds=0.001,
+            prompt_logprobs=pack(found) if found else None,
         )
+
+
+def pack(entries: Sequence[TokenLogprobs]) -> PromptLogprobs:
+    """As a worker sends them."""
+    return PromptLogprobs(
+        num_top=len(entries[0].top_token_ids),
+        logprobs=array("f", [entry.logprob for entry in entries]).tobytes(),
+        ranks=array("i", [entry.rank for entry in entries]).tobytes(),
+        top_token_ids=array("i", [i for entry in entries for i in entry.top_token_ids]).tobytes(),
+        top_logprobs=array("f", [value for entry in entries for value in entry.top_logprobs]).tobytes(),
+    )
