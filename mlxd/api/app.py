@@ -152,6 +152,8 @@ class App:
         await handler(request, self._services)
 
     async def _answer_error(self, request: HTTPRequest, error: HTTPStatusError) -> None:
+        if request.refused:
+            return
         request.access["error"] = error.code or error.type
         if isinstance(error, RateLimitError):
             self._services.traffic.rate_limited[error.limit] += 1

@@ -47,6 +47,8 @@ class AccessFields(TypedDict, total=False):
     finish_reason: str
     error: str
     """an error's code, also of one that came after the status"""
+    status: int
+    """of the answer that the server gave in the application's place: to a body too slow or malformed"""
 
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -111,6 +113,11 @@ class HTTPRequest:
     @property
     def response_started(self) -> bool:
         return self.status != 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the server has answered itself, so that the client seems to have left."""
+        return "status" in self.access
 
     def _choose_request_id(self) -> str:
         for name in _REQUEST_ID_HEADERS:

@@ -44,7 +44,9 @@ class Traffic:
         """`request` is over, and its last byte written, or nobody is there to read it."""
         access = request.access
         status = request.status or NotReadyError.status  # without one it was cut off by the server's shutdown
-        if request.client_gone and not request.response_complete:
+        if request.refused:
+            status = access["status"]
+        elif request.client_gone and not request.response_complete:
             status = ClientClosedRequest.status
         key = (request.route or OTHER_ENDPOINT, str(status), access.get("finish_reason", ""))
         self.requests[key] += 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxd.config import ServerConfig
 from mlxd.server.asgi import Application
-from mlxd.server.responses import DateLine
+from mlxd.server.responses import DateLine, DescribeError
 
 if TYPE_CHECKING:
     from mlxd.server.exchange import Exchange
@@ -34,6 +34,7 @@ class ServerContext:
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     date_line: DateLine
+    describe_error: DescribeError
     access_log: logging.Logger | None = None
     state: dict[str, Any] = field(default_factory=dict)
     """what the application put there at lifespan startup; each scope gets a shallow copy"""

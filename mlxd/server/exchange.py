@@ -159,12 +159,17 @@ class Exchange:
         """Answer with `error` in the application's place, if it is not too late, and end the connection."""
         if self.response_complete or self.disconnected:
             return
-        self.status = error.status
+        request_id = self._resolve_request_id()
+        self.status, description = self.context.describe_error(error, self.scope["path"], request_id)
+        # By which the application, to which the client seems to have left, can tell.
+        self.scope["extensions"][ACCESS_EXTENSION].update(status=self.status, error=error.code or error.type)
         if not self.head_sent:
             self.flow.write(
                 error_response(
-                    error,
-                    request_id=self._resolve_request_id(),
+                    self.status,
+                    description,
+                    error.headers,
+                    request_id=request_id,
                     date_line=self.context.date_line(),
                     without_body=self.is_head,
                 )

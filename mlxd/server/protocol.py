@@ -15,10 +15,11 @@ import httptools
 
 from mlxd.errors import BodyTimeoutError, HTTPStatusError, InternalError, OverloadedError
 from mlxd.server.context import ServerContext
-from mlxd.server.exchange import Exchange, log_access
+from mlxd.server.exchange import Exchange
 from mlxd.server.flow import FlowControl
+from mlxd.server.refusal import Refusal
 from mlxd.server.request import Address, RequestHead
-from mlxd.server.responses import RefusedRequest, error_response
+from mlxd.server.responses import RefusedRequest
 
 logger = logging.getLogger("mlxd.server")
 
@@ -40,7 +41,7 @@ class Connection(asyncio.Protocol):
 
     `receiving` is the exchange whose body is being read, `active` the one whose response is being written;
     the same one, unless requests are pipelined. `queue` holds complete heads behind the active exchange.
-    `refusal` is the error that ends the connection when its turn comes. `unparsed` holds bytes read but not
+    `_refusal` is what ends the connection when its turn comes. `unparsed` holds bytes read but not
     looked at, because the queue is full.
     """
 
@@ -82,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._server: Address | None = None
         self._parser = httptools.HttpRequestParser(self)
         self._head: RequestHead | None = None
-        self._refusal: HTTPStatusError | None = None
+        self._refusal: Refusal | None = None
         self._replaying = False
         self._is_fresh = True
         """no request has come yet"""
@@ -327,24 +328,12 @@ class Connection(asyncio.Protocol):
         if exchange is not None and self.queue and self.queue[-1] is exchange:
             self.queue.pop()
         # Its traceback refers to this connection, which would refer to it.
-        self._refusal = error.with_traceback(None)
+        self._refusal = Refusal(error.with_traceback(None), self._client, self._head)
         if self.active is None:
-            self._answer_refusal(error)
+            self._answer_refusal(self._refusal)
 
-    def _answer_refusal(self, error: HTTPStatusError) -> None:
-        request_id = self.context.request_id_factory()
-        self.flow.write(error_response(error, request_id=request_id, date_line=self.context.date_line()))
-        if self.context.access_log is not None:
-            fields = {
-                "client": f"{self._client[0]}:{self._client[1]}" if self._client else "-",
-                "method": "-",
-                "path": "-",
-                "status": error.status,
-                "bytes": 0,
-                "duration_ms": 0.0,
-                "request_id": request_id,
-            }
-            log_access(self.context.access_log, fields)
+    def _answer_refusal(self, refusal: Refusal) -> None:
+        self.flow.write(refusal.answer(self.context))
         self.close(linger=True)
 
     # The end.

@@ -134,6 +134,11 @@ class RequestHead:
     def has_body(self) -> bool:
         return self.chunked or self.content_length > 0
 
+    @property
+    def path(self) -> str:
+        """The target's path, decoded; of a head that was refused halfway, what had come of it."""
+        return decode_path(split_target(self.target)[0])
+
     def scope(self, *, client: Address | None, server: Address | None, state: dict[str, Any]) -> Scope:
         """The ASGI scope. `state` becomes the scope's own."""
         raw_path, query_string = split_target(self.target)
@@ -143,7 +148,7 @@ class RequestHead:
             "http_version": self.version,
             "method": self.method.decode("ascii"),
             "scheme": "http",
-            "path": (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace"),
+            "path": decode_path(raw_path),
             "raw_path": raw_path,
             "query_string": query_string,
             "root_path": "",
@@ -169,3 +174,7 @@ def split_target(target: bytes) -> tuple[bytes, bytes]:
     if not path.startswith(b"/") and b"://" in path:
         path = b"/" + path.partition(b"://")[2].partition(b"/")[2]
     return path, query
+
+
+def decode_path(raw_path: bytes) -> str:
+    return (unquote_to_bytes(raw_path) if b"%" in raw_path else raw_path).decode("utf-8", "replace")

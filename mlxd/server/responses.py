@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import email.utils
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 import orjson
 
@@ -19,6 +20,10 @@ SERVER_LINE = b"server: mlxd\r\n"
 STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
 }
+
+DescribeError = Callable[[HTTPStatusError, str, str], tuple[int, Mapping[str, Any]]]
+"""(error, path, request id) -> status and JSON body, in the words of the API that the path is of; the path is
+empty where it is not known."""
 
 _SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
@@ -62,21 +67,25 @@ def sane_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
 
 
 def error_response(
-    error: HTTPStatusError, *, request_id: str, date_line: bytes, without_body: bool = False
+    status: int,
+    description: Mapping[str, Any],
+    headers: Mapping[str, str],
+    *,
+    request_id: str,
+    date_line: bytes,
+    without_body: bool = False,
 ) -> bytes:
-    """A whole response in OpenAI's error shape that announces the end of the connection."""
-    body = orjson.dumps(
-        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    )
+    """A whole response that announces the end of the connection; `description` is its JSON."""
+    body = orjson.dumps(description)
     lines = [
-        status_line(error.status),
+        status_line(status),
         date_line,
         SERVER_LINE,
         b"content-type: application/json\r\n",
         b"content-length: %d\r\n" % len(body),
         b"connection: close\r\n",
         b"x-request-id: %b\r\n" % request_id.encode("ascii"),
-        *(f"{name}: {value}\r\n".encode("latin-1") for name, value in error.headers.items()),
+        *(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()),
         b"\r\n",
     ]
     if not without_body:

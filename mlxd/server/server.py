@@ -20,7 +20,7 @@ from mlxd.server.asgi import Application
 from mlxd.server.context import ServerContext
 from mlxd.server.lifespan import Lifespan, StartupFailed
 from mlxd.server.protocol import Connection
-from mlxd.server.responses import DateLine
+from mlxd.server.responses import DateLine, DescribeError
 
 logger = logging.getLogger("mlxd.server")
 
@@ -36,7 +36,8 @@ class Server:
     """One listening server in a running event loop.
 
     `on_shutdown_deadline` is called once, when running exchanges have had `shutdown_seconds`: the
-    application then ends its streams. `access_log` None logs no access lines. `clock` is monotonic seconds
+    application then ends its streams. `describe_error` words the answers that the server gives in the
+    application's place. `access_log` None logs no access lines. `clock` is monotonic seconds
     (not the loop's, which stands still within an iteration), `wall_clock` seconds since the epoch.
     """
 
@@ -45,6 +46,7 @@ class Server:
         app: Application,
         config: ServerConfig,
         *,
+        describe_error: DescribeError,
         on_shutdown_deadline: Callable[[], None] | None = None,
         access_log: logging.Logger | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -54,6 +56,7 @@ class Server:
         self.sockets: list[socket.socket] = []
         self.url = ""
         self._app = app
+        self._describe_error = describe_error
         self._on_shutdown_deadline = on_shutdown_deadline
         self._access_log = access_log
         self._clock = clock
@@ -76,6 +79,7 @@ class Server:
             loop=loop,
             clock=self._clock,
             date_line=DateLine(self._wall_clock),
+            describe_error=self._describe_error,
             access_log=self._access_log if config.access_log else None,
         )
         self._lifespan = lifespan = Lifespan(self._app, context.state)
@@ -179,6 +183,7 @@ def serve(
     app: Application,
     config: ServerConfig,
     *,
+    describe_error: DescribeError,
     on_listening: Callable[[str], None] | None = None,
     on_shutdown_deadline: Callable[[], None] | None = None,
     access_log: logging.Logger | None = None,
@@ -189,7 +194,13 @@ def serve(
     accepted. 0 after an orderly end; 1 when startup fails or the application's lifespan call raises.
     Raises OSError when the address cannot be had.
     """
-    server = Server(app, config, on_shutdown_deadline=on_shutdown_deadline, access_log=access_log)
+    server = Server(
+        app,
+        config,
+        describe_error=describe_error,
+        on_shutdown_deadline=on_shutdown_deadline,
+        access_log=access_log,
+    )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_serve(server, on_listening))
 

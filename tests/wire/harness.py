@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxd.api.errors import error_response
 from mlxd.config import ServerConfig
 from mlxd.server.asgi import Application, Message, Receive, Scope, Send
 from mlxd.server.context import ServerContext
@@ -148,6 +149,7 @@ class Wire:
             loop=asyncio.get_running_loop(),
             clock=lambda: self.now,
             date_line=DateLine(lambda: 0.0),
+            describe_error=error_response,
             request_id_factory=lambda: next(ids),
         )
         self.connection = Connection(self.context)

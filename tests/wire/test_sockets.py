@@ -15,6 +15,7 @@ import httpx
 import pytest
 import uvloop
 
+from mlxd.api.errors import error_response
 from mlxd.config import ServerConfig
 from mlxd.server import Server
 from mlxd.server.asgi import Receive, Scope, Send
@@ -41,7 +42,9 @@ def on_uvloop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 async def serving(app: Any, **options: Any) -> AsyncIterator[Server]:
     on_shutdown_deadline = options.pop("on_shutdown_deadline", None)
     config = ServerConfig(**{"host": "127.0.0.1", "port": 0, "shutdown_seconds": 0.01, **options})
-    server = Server(no_lifespan(app), config, on_shutdown_deadline=on_shutdown_deadline)
+    server = Server(
+        no_lifespan(app), config, describe_error=error_response, on_shutdown_deadline=on_shutdown_deadline
+    )
     await server.start()
     try:
         yield server

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from mlxd.api.app import App, create_app
+from mlxd.api.errors import error_response
 from mlxd.config import Config
 from mlxd.server.context import ServerContext
 from mlxd.server.responses import DateLine
@@ -44,6 +45,7 @@ class Stack(Harness):
             loop=asyncio.get_running_loop(),
             clock=lambda: self.time,
             date_line=DateLine(lambda: 0.0),
+            describe_error=error_response,
             access_log=logging.getLogger(ACCESS_LOGGER),
         )
 
@@ -70,7 +72,10 @@ class Client(wire.Wire):
         payload = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         fields = {"host": "h", "content_length": str(len(payload)), **headers}
         lines = [f"{method} {path} HTTP/1.1", *(f"{k.replace('_', '-')}: {v}" for k, v in fields.items())]
-        await super().send("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
+        await self.send_raw("\r\n".join(lines).encode() + b"\r\n\r\n" + payload)
+
+    async def send_raw(self, data: bytes) -> None:
+        await super().send(data)
 
     async def response(self) -> wire.Response:
         """The last answer, once it is complete."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
-from mlxd.errors import InvalidRequestError, OverloadedError
 from mlxd.server.responses import DateLine, RefusedRequest, error_response
 
 
@@ -20,7 +17,8 @@ def test_the_date_is_made_once_a_second() -> None:
 
 
 def test_an_error_response() -> None:
-    data = error_response(OverloadedError("full", retry_after=7), request_id="r", date_line=b"date: now\r\n")
+    parts = (503, {"why": "full"}, {"retry-after": "7"})
+    data = error_response(*parts, request_id="r", date_line=b"date: now\r\n")
     head, body = data.split(b"\r\n\r\n")
     assert head.split(b"\r\n") == [
         b"HTTP/1.1 503 Service Unavailable",
@@ -32,15 +30,12 @@ def test_an_error_response() -> None:
         b"x-request-id: r",
         b"retry-after: 7",
     ]
-    assert json.loads(body) == {
-        "error": {"message": "full", "type": "overloaded_error", "param": None, "code": "overloaded"}
-    }
+    assert body == b'{"why":"full"}'
+    assert error_response(*parts, request_id="r", date_line=b"date: now\r\n", without_body=True) == (
+        head + b"\r\n\r\n"
+    )
 
 
 def test_a_refusal_belongs_to_its_instance() -> None:
     error = RefusedRequest(414, "long", code="uri_too_long")
     assert (error.status, error.code, RefusedRequest.status) == (414, "uri_too_long", 400)
-    data = error_response(
-        InvalidRequestError("bad", param="n"), request_id="r", date_line=b"", without_body=True
-    )
-    assert data.endswith(b"\r\n\r\n")

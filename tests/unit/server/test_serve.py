@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import http.client
 import logging
 import os
@@ -14,10 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from mlxd import server
+from mlxd.api.errors import error_response
 from mlxd.config import ServerConfig
-from mlxd.server import Server, StartupFailed, serve
+from mlxd.server import StartupFailed
 from mlxd.server.asgi import Receive, Scope, Send
 from tests.wire.harness import in_loop, read_body, respond
+
+Server = functools.partial(server.Server, describe_error=error_response)
+serve = functools.partial(server.serve, describe_error=error_response)
 
 LOCAL = ServerConfig(host="127.0.0.1", port=0, shutdown_seconds=10)
 
