@@ -50,7 +50,7 @@ _OWN_WORDS = {499: "Cancelled by its id", 529: "Overloaded"}
 class Operation:
     """A route's schemas: its body, and the JSON of its answer. `streams`: or an event stream in its place.
 
-    `unready` is the JSON of a 503 that is no error. `text_types` are the media types of an answer that is no
+    `unready` is the JSON of a 503 that is no error. `text_type` is the media type of an answer that is no
     JSON. `is_optional`: the configuration may turn it off.
     """
 
@@ -58,7 +58,7 @@ class Operation:
     response: type | None = None
     streams: bool = False
     unready: type | None = None
-    text_types: tuple[str, ...] = ()
+    text_type: str | None = None
     is_optional: bool = False
 
 
@@ -74,9 +74,7 @@ OPERATIONS = {
     ("GET", "/health"): Operation(response=responses.Health, unready=responses.Health),
     ("GET", "/health/ready"): Operation(response=responses.Health, unready=responses.Health),
     ("GET", "/v1/status"): Operation(response=responses.ServerStatus),
-    ("GET", "/metrics"): Operation(
-        text_types=("text/plain", "application/openmetrics-text"), is_optional=True
-    ),
+    ("GET", "/metrics"): Operation(text_type="text/plain", is_optional=True),
     ("POST", "/v1/requests/{id}/cancel"): Operation(response=responses.CancelledRequest),
     ("DELETE", "/v1/requests/{id}"): Operation(response=responses.CancelledRequest),
 }
@@ -150,8 +148,8 @@ class OpenApiDocument:
         content = _json({} if known.response is None else schemas[known.response])
         if known.streams:
             content["text/event-stream"] = _EVENTS
-        if known.text_types:
-            content = dict.fromkeys(known.text_types, _TEXT)
+        if known.text_type is not None:
+            content = {known.text_type: _TEXT}
         answers = {"200": {"description": "OK", "content": content}}
         is_anthropic = is_anthropic_path(path)
         error = schemas[anthropic.MessageErrorResponse if is_anthropic else openai.ErrorResponse]
