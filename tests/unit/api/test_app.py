@@ -231,6 +231,9 @@ def test_the_memory_of_unknown_fields_is_bounded(caplog: pytest.LogCaptureFixtur
         {"authorization": "bearer  secret-b "},
         {"x-api-key": "secret-a"},
         {"authorization": "Basic xyz", "x-api-key": "secret-b"},
+        # Agents send a key for somewhere else beside that of this server.
+        {"authorization": "Bearer other", "x-api-key": "secret-b"},
+        {"authorization": "Bearer secret-a", "x-api-key": "other"},
     ],
 )
 def test_every_key_opens_in_every_way(headers: dict[str, str]) -> None:
@@ -239,7 +242,13 @@ def test_every_key_opens_in_every_way(headers: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"authorization": "Bearer secret"}, {"x-api-key": ""}, {"authorization": "secret-a"}],
+    [
+        {},
+        {"authorization": "Bearer secret"},
+        {"x-api-key": ""},
+        {"authorization": "secret-a"},
+        {"authorization": "Bearer other", "x-api-key": "another"},
+    ],
 )
 def test_without_a_key_401(headers: dict[str, str]) -> None:
     response = call(make_app(FakeEngine(), KEYS), "POST", CHAT, json=BODY, headers=headers)
