@@ -15,7 +15,8 @@ import pytest
 
 from mlxd.config import CacheConfig, SchedulerConfig
 from mlxd.engine.prefix_report import HitType
-from mlxd.engine.request import FinishReason, RequestOutput
+from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
+from tests.unit.engine.conversations import Agents
 from tests.unit.engine.fake_worker import VOCAB_SIZE, generate, ints
 from tests.unit.engine.test_engine import ask, collect, prompt_of, run, talkative
 
@@ -41,80 +42,35 @@ def hit_type(h: Any, name: str) -> HitType:
     return h.engine.prefix_reports.get(name).hit.type
 
 
-class Agents:
-    """Clients that talk at once: they share beginnings, resend what grows, cut, branch, leave and fail."""
-
-    def __init__(self, h: Any, rng: random.Random, max_len: int) -> None:
-        self.h = h
-        self.rng = rng
-        self.max_len = max_len
-        self.systems = [prompt_of(rng, length) for length in (3, 8, 13, 30, 31, 32)]
-        self.num_answers = 0
-        self.num_left = 0
-        self.num_failed = 0
-
-    async def converse(self, number: int) -> None:
-        rng = self.rng
-        history = rng.choice(self.systems)[: rng.choice((8, 100, 100))] + prompt_of(rng, rng.randrange(1, 9))
-        for turn in range(rng.randrange(1, 5)):
-            max_tokens = rng.randrange(1, 24)
-            if len(history) + max_tokens > self.max_len:
-                return
-            reply = await self.ask(f"{number}/{turn}", history, max_tokens)
-            # What the template makes of the answer: all of it, some of it, none of it.
-            history = history + reply[: rng.choice((100, 100, 100, 3, 0))] + prompt_of(rng, rng.randrange(7))
-            if rng.random() < 0.1:
-                history = [*history[: rng.randrange(1, len(history))], rng.randrange(2, VOCAB_SIZE)]
-            for _ in range(rng.randrange(3)):
-                await asyncio.sleep(0)
-
-    async def ask(self, name: str, prompt: list[int], max_tokens: int) -> list[int]:
-        rng = self.rng
-        num_choices = rng.choice((1, 1, 1, 1, 3))
-        seeds = [rng.randrange(3) for _ in range(num_choices)]
-        salt = rng.choice(("", "", "", "salt"))
-        if rng.random() < 0.03:
-            self.h.worker.fail_rows.add(f"{name}-0")
-        stream = self.h.engine.submit(
-            [
-                ask(f"{name}-{i}", prompt, max_tokens, index=i, seed=seeds[i], cache_salt=salt)
-                for i in range(num_choices)
-            ]
-        )
-        if rng.random() < 0.1:
-            for _ in range(rng.randrange(12)):
-                await asyncio.sleep(0)
-            stream.cancel()
-        outputs = await collect(stream)
-        for i, output in outputs.items():
-            expected = generate(prompt, max_tokens, seeds[i])
-            assert output.token_ids == expected[: len(output.token_ids)], name
-            assert output.num_cached_tokens < len(prompt)
-            if output.finish_reason is FinishReason.ABORT:
-                self.num_left += 1
-            elif output.finish_reason is FinishReason.ERROR:
-                assert "told to fail" in str(output.error)
-                self.num_failed += 1
-            else:
-                assert len(output.token_ids) == len(expected), name
-                self.num_answers += 1
-        return outputs[num_choices - 1].token_ids
+def check_answer(request: GenerationRequest, output: RequestOutput) -> None:
+    """The tokens are those that the worker gives a lone request without a cache."""
+    expected = generate(request.prompt_token_ids, request.max_tokens, request.seed or 0)
+    assert output.token_ids == expected[: len(output.token_ids)], request.request_id
+    if output.finish_reason is FinishReason.ERROR:
+        assert "told to fail" in str(output.error)
+    elif output.finish_reason is not FinishReason.ABORT:
+        assert len(output.token_ids) == len(expected), request.request_id
 
 
-async def crowd(make: Harness, rng: random.Random, num_conversations: int) -> None:
+async def crowd(make: Harness, seed: int, num_conversations: int) -> None:
     """Conversations, eight at a time, over a pool that holds about three of them."""
-    max_len = 100
-    config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=rng.choice((7, 24, 2048)))
-    async with make(config, num_blocks=28, max_model_len=max_len) as h:
-        agents = Agents(h, rng, max_len)
-        numbers = iter(range(num_conversations))
+    config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=(7, 24, 2048)[seed % 3])
+    async with make(config, num_blocks=28, max_model_len=100) as h:
 
-        async def client() -> None:
-            for number in numbers:
-                await agents.converse(number)
-                h.engine.scheduler.check_integrity()
+        def fail(request: GenerationRequest) -> GenerationRequest:
+            h.worker.fail_rows.add(request.request_id)
+            return request
 
-        await asyncio.gather(*(client() for _ in range(8)))
+        agents = Agents(
+            h.engine,
+            seed=seed,
+            max_len=100,
+            vocab_size=VOCAB_SIZE,
+            check=check_answer,
+            fail=fail,
+            pause=lambda: asyncio.sleep(0),
+        )
+        await agents.talk(num_conversations)
         kv, stats = h.engine.scheduler.kv, h.engine.stats
         assert h.engine.requests() == [] and kv.num_used_blocks == 0
         assert kv.num_evicted_blocks > num_conversations
@@ -127,13 +83,13 @@ async def crowd(make: Harness, rng: random.Random, num_conversations: int) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_cached_equals_not_cached(harness: Harness, seed: int) -> None:
-    run(crowd(harness, random.Random(seed), 100))
+    run(crowd(harness, seed, 100))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10, 20))
 def test_cached_equals_not_cached_in_two_thousand_conversations(harness: Harness, seed: int) -> None:
-    run(crowd(harness, random.Random(seed), 200))
+    run(crowd(harness, seed, 200))
 
 
 def test_hit_types(harness: Harness) -> None:
