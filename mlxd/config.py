@@ -191,7 +191,16 @@ class McpConfig(_Section, frozen=True):
     """Tools from MCP servers."""
 
     config: str | None = None
-    """a file with `mcpServers`"""
+    """a JSON or YAML file with `mcpServers`; only what it names is ever run or reached"""
+    default_servers: tuple[str, ...] = ()
+    """servers whose tools every chat is offered; others are on request"""
+    max_turns: Annotated[int, Meta(ge=1, le=100)] = 8
+    """answers of the model within one chat request, tools being run in between"""
+    max_concurrent_calls: PositiveInt = 16
+    timeout_seconds: Seconds = 60.0
+    """of one tool call, where its server's entry has no `timeout`"""
+    max_result_bytes: PositiveInt = 262_144
+    """of one tool's result; a larger one becomes an error that the model is told"""
 
 
 class LogConfig(_Section, frozen=True):

@@ -21,6 +21,8 @@ It does not know the dialects: api/openai and api/anthropic put these into their
         │   └── WorkerError         the worker died or refused
         ├── OverloadedError         503
         ├── NotReadyError           503
+        ├── McpNotConfigured        503
+        ├── McpError                502
         └── GenerationTimeout       504
 """
 
@@ -186,6 +188,20 @@ class NotReadyError(ServerError):
 
     def __init__(self, message: str, retry_after: float = 2) -> None:
         super().__init__(message, headers=_retry_after(retry_after))
+
+
+class McpError(ServerError):
+    """An MCP server could not run a tool: not connected, died, refused, or too slow."""
+
+    status = 502
+    code = "mcp_error"
+
+
+class McpNotConfigured(ServerError):
+    """There is no MCP configuration, so there are no tools to list or run."""
+
+    status = 503
+    code = "mcp_not_configured"
 
 
 class GenerationTimeout(ServerError):

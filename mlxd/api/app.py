@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from mlxd.api import admin, tokenize
+from mlxd.api import admin, mcp, tokenize
 from mlxd.api.anthropic.messages import count_tokens, create_message
 from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
@@ -40,6 +40,7 @@ from mlxd.errors import (
     NotReadyError,
     RateLimitError,
 )
+from mlxd.mcp.hub import McpHub
 
 logger = logging.getLogger("mlxd.api")
 
@@ -63,6 +64,10 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/metrics", admin.metrics),
     ("POST", "/v1/requests/{id}/cancel", admin.cancel),
     ("DELETE", "/v1/requests/{id}", admin.cancel),
+    ("GET", "/v1/mcp/tools", mcp.list_tools),
+    ("GET", "/v1/mcp/servers", mcp.list_servers),
+    ("GET", "/v1/mcp/status", mcp.list_servers),
+    ("POST", "/v1/mcp/execute", mcp.execute),
 )
 
 
@@ -105,8 +110,13 @@ class App:
             logger.exception("cannot start")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
             return
+        tools = self._services.mcp
+        if tools is not None:
+            tools.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        if tools is not None:
+            await tools.stop()
         # The server has waited for the running answers already.
         await self._services.engine.stop(0.0)
         await send({"type": "lifespan.shutdown.complete"})
@@ -187,7 +197,7 @@ def create_app(
     """The app over `engine`, which its lifespan starts and stops.
 
     Raises:
-        ConfigError: an API key cannot be read, or a trusted proxy is none.
+        ConfigError: an API key cannot be read, a trusted proxy is none, or the MCP servers' file is wrong.
     """
     traffic = Traffic()
     metrics = None
@@ -203,6 +213,7 @@ def create_app(
         active=ActiveGenerations(),
         traffic=traffic,
         metrics=metrics,
+        mcp=McpHub.load(config.mcp, environ),
         now=now,
         new_id=new_id,
     )

@@ -20,6 +20,7 @@ from mlxd.api.anthropic import responses as anthropic
 from mlxd.api.anthropic.schema import CountTokensRequest, MessagesRequest
 from mlxd.api.errors import is_anthropic_path
 from mlxd.api.http import HTTPRequest
+from mlxd.api.mcp import McpExecuteRequest
 from mlxd.api.openai import responses as openai
 from mlxd.api.openai.schema import ChatCompletionRequest, CompletionRequest
 from mlxd.api.services import Handler, Services
@@ -77,6 +78,10 @@ OPERATIONS = {
     ("GET", "/metrics"): Operation(text_type="text/plain", is_optional=True),
     ("POST", "/v1/requests/{id}/cancel"): Operation(response=responses.CancelledRequest),
     ("DELETE", "/v1/requests/{id}"): Operation(response=responses.CancelledRequest),
+    ("GET", "/v1/mcp/tools"): Operation(response=responses.McpTools),
+    ("GET", "/v1/mcp/servers"): Operation(response=responses.McpServers),
+    ("GET", "/v1/mcp/status"): Operation(response=responses.McpServers),
+    ("POST", "/v1/mcp/execute"): Operation(McpExecuteRequest, responses.McpResult),
 }
 
 

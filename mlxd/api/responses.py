@@ -72,3 +72,43 @@ class ServerStatus(msgspec.Struct, kw_only=True):
     cache: CacheStatus
     requests: list[RequestStatus]
     worker: dict[str, Any]
+
+
+class McpTool(msgspec.Struct, kw_only=True):
+    type: Literal["function"]
+    function: dict[str, Any]
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    server: str
+
+
+class McpTools(msgspec.Struct, kw_only=True):
+    tools: list[McpTool]
+    count: int
+
+
+class McpServer(msgspec.Struct, kw_only=True):
+    name: str
+    state: Literal["connecting", "connected", "disconnected"]
+    transport: Literal["stdio", "sse", "http"]
+    tools_count: int
+    error: str | None
+    restarts: int
+
+
+class McpServers(msgspec.Struct, kw_only=True):
+    servers: list[McpServer]
+
+
+class McpResult(msgspec.Struct, kw_only=True):
+    """`result` are MCP's content blocks, `content` their text."""
+
+    tool_name: str
+    server: str
+    tool: str
+    content: str
+    result: list[dict[str, Any]]
+    structured_content: Any
+    is_error: bool
+    error_message: str | None

@@ -21,6 +21,7 @@ from mlxd.config import Config
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError
+from mlxd.mcp.hub import McpHub
 
 if TYPE_CHECKING:
     from mlxd.api.metrics import MetricsPage
@@ -40,6 +41,8 @@ class Services:
     traffic: Traffic
     metrics: MetricsPage | None
     """None where they are off"""
+    mcp: McpHub | None
+    """None where no MCP servers are configured"""
     now: Callable[[], float]
     new_id: Callable[[], str]
 

@@ -32,7 +32,6 @@ BOOLEAN_WORDS = {
 NOT_AVAILABLE = frozenset(
     {
         "embeddings.model",
-        "mcp.config",
     }
 )
 """Keys that this version knows and cannot honour: anything but their default is refused, never ignored."""

@@ -1,0 +1,53 @@
+"""A real MCP server for the tests, over stdio, streamable HTTP or SSE: `mcp_server.py stdio | http PORT | sse PORT`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("sums")
+
+
+@server.tool()
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+@server.tool()
+def whoami() -> dict[str, Any]:
+    """The process, and what it was given."""
+    return {"pid": os.getpid(), "token": os.environ.get("SUMS_TOKEN"), "home": "SECRET" in os.environ}
+
+
+@server.tool()
+def fail(reason: str) -> str:
+    """Always goes wrong."""
+    raise ValueError(reason)
+
+
+@server.tool()
+def write(size: int) -> str:
+    """Many letters."""
+    return "x" * size
+
+
+@server.tool()
+def sleep(seconds: float) -> str:
+    """Takes its time."""
+    time.sleep(seconds)
+    return "slept"
+
+
+if __name__ == "__main__":
+    print("sums is up", file=sys.stderr, flush=True)
+    if sys.argv[1] == "stdio":
+        server.run("stdio")
+    elif sys.argv[1] == "http":
+        server.run("streamable-http", host="127.0.0.1", port=int(sys.argv[2]))
+    else:
+        server.run("sse", host="127.0.0.1", port=int(sys.argv[2]))
