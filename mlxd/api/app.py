@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 
-from mlxd.api import admin, mcp, tokenize
+from mlxd.api import admin, tokenize
 from mlxd.api.anthropic.messages import count_tokens, create_message
 from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
@@ -21,6 +21,7 @@ from mlxd.api.gate import Gate
 from mlxd.api.generation import ActiveGenerations
 from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
 from mlxd.api.limits import RateLimiter
+from mlxd.api.mcp import execute_tool, list_servers, list_tools
 from mlxd.api.openai import models
 from mlxd.api.openai.chat import create_chat_completion
 from mlxd.api.openai.completions import create_completion
@@ -64,10 +65,10 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/metrics", admin.metrics),
     ("POST", "/v1/requests/{id}/cancel", admin.cancel),
     ("DELETE", "/v1/requests/{id}", admin.cancel),
-    ("GET", "/v1/mcp/tools", mcp.list_tools),
-    ("GET", "/v1/mcp/servers", mcp.list_servers),
-    ("GET", "/v1/mcp/status", mcp.list_servers),
-    ("POST", "/v1/mcp/execute", mcp.execute),
+    ("GET", "/v1/mcp/tools", list_tools),
+    ("GET", "/v1/mcp/servers", list_servers),
+    ("GET", "/v1/mcp/status", list_servers),
+    ("POST", "/v1/mcp/execute", execute_tool),
 )
 
 
@@ -193,8 +194,10 @@ def create_app(
     now: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    mcp: McpHub | None = None,
 ) -> App:
-    """The app over `engine`, which its lifespan starts and stops.
+    """The app over `engine`, which its lifespan starts and stops, as `mcp`: by default what the
+    configuration names.
 
     Raises:
         ConfigError: an API key cannot be read, a trusted proxy is none, or the MCP servers' file is wrong.
@@ -213,7 +216,7 @@ def create_app(
         active=ActiveGenerations(),
         traffic=traffic,
         metrics=metrics,
-        mcp=McpHub.load(config.mcp, environ),
+        mcp=mcp or McpHub.load(config.mcp, environ),
         now=now,
         new_id=new_id,
     )

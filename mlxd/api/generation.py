@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from mlxd.api.http import HTTPRequest
 from mlxd.engine.request import FinishReason, RequestOutput
@@ -18,6 +18,8 @@ from mlxd.engine.stream import OutputStream
 from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError
 
 logger = logging.getLogger("mlxd.api")
+
+T = TypeVar("T")
 
 _BADNESS = ["", *(reason.value for reason in FinishReason)]
 """Of several sequences, the one that ended worst says how the request did."""
@@ -34,9 +36,11 @@ class Generation:
     __slots__ = (
         "_active",
         "_is_metered",
+        "_num_before",
         "_num_charged",
         "_request",
         "_watcher",
+        "_work",
         "cause",
         "response_id",
         "stream",
@@ -55,8 +59,10 @@ class Generation:
         self._request = request
         self._active = active
         self._num_charged = 0
+        self._num_before = request.access.get("completion_tokens", 0)
         self._is_metered = request.caller.account.limits_tokens
         self._watcher: asyncio.Task[None] | None = None
+        self._work: asyncio.Task[Any] | None = None
 
     @property
     def ids(self) -> tuple[str, str]:
@@ -74,6 +80,24 @@ class Generation:
             self._request.access["finish_reason"] = FinishReason.ABORT.value
             self.stream.cancel()
             self._charge()
+            if self._work is not None:
+                self._work.cancel()
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives, which the answer needs after the stream has ended.
+
+        Raises what `work` does, and the `cause` that ended the request meanwhile.
+        """
+        async with self:
+            task = self._work = asyncio.get_running_loop().create_task(work)
+            try:
+                return await task
+            except asyncio.CancelledError:
+                if self.cause is None:
+                    raise
+                raise self.cause from None
+            finally:
+                self._work = None
 
     def note(self, outputs: list[RequestOutput]) -> HTTPStatusError | None:
         """Charge what came since the last call. Returns why one of `outputs` failed, if one did."""
@@ -94,7 +118,7 @@ class Generation:
         if num_tokens > self._num_charged:
             self._request.caller.account.take_tokens(num_tokens - self._num_charged)
             self._num_charged = num_tokens
-        self._request.access["completion_tokens"] = num_tokens
+        self._request.access["completion_tokens"] = self._num_before + num_tokens
 
     async def __aenter__(self) -> Generation:
         self._watcher = asyncio.get_running_loop().create_task(self._watch_client())
@@ -185,7 +209,14 @@ def output_error(output: RequestOutput) -> HTTPStatusError | None:
     return InternalError("generation failed")
 
 
-async def stream_answer(request: HTTPRequest, generation: Generation, frames: Frames) -> None:
+FollowUp = Callable[[], Coroutine[Any, Any, tuple["Generation | None", bytes]]]
+"""Gives the generation that goes on with the answer after one has ended well, and the frames between them;
+None where that was the last."""
+
+
+async def stream_answer(
+    request: HTTPRequest, generation: Generation, frames: Frames, follow_up: FollowUp | None = None
+) -> None:
     """Answer with an event stream: one write for all that is new, however many sequences it came from.
 
     The status is 200 whatever follows; an error becomes the last frame.
@@ -193,20 +224,58 @@ async def stream_answer(request: HTTPRequest, generation: Generation, frames: Fr
     Raises:
         ClientClosedRequest: the client left.
     """
-    async with generation, _pings(generation.stream, frames.ping_seconds):
-        await request.start_event_stream()
-        try:
-            error = await _send_frames(request, generation, frames)
-        except ClientClosedRequest:
-            raise
-        except Exception:
-            logger.exception("bug in a stream", extra={"request_id": request.request_id})
-            error = InternalError(f"internal error; request id {request.request_id}")
+    following: Generation | None = generation
+    while following is not None:
+        generation, following = following, None
+        async with generation, _pings(generation.stream, frames.ping_seconds):
+            if not request.response_started:
+                await request.start_event_stream()
+            error = await _guarded(request, _send_frames(request, generation, frames))
+        if error is None and follow_up is not None:
+            error, following = await _follow(request, generation, follow_up)
         if request.client_gone:
             raise ClientClosedRequest("the client left")
+    if error is not None:
+        request.access["error"] = error.code or error.type
+    await request.send_chunk(frames.end() if error is None else frames.failure(error), more=False)
+
+
+async def _guarded(
+    request: HTTPRequest, work: Coroutine[Any, Any, HTTPStatusError | None]
+) -> HTTPStatusError | None:
+    """What ended `work` badly, as an error that a stream can show. Raises ClientClosedRequest."""
+    try:
+        return await work
+    except HTTPStatusError as error:
+        if request.client_gone:
+            raise
+        return error
+    except Exception:
+        logger.exception("bug in a stream", extra={"request_id": request.request_id})
+        return InternalError(f"internal error; request id {request.request_id}")
+
+
+async def _follow(
+    request: HTTPRequest, generation: Generation, follow_up: FollowUp
+) -> tuple[HTTPStatusError | None, Generation | None]:
+    """The generation after `generation`, once the frames between them have been sent; or what went wrong."""
+    following: list[Generation] = []
+
+    async def go_on() -> HTTPStatusError | None:
+        found, chunk = await generation.run(follow_up())
+        if found is not None:
+            following.append(found)
+            await request.send_chunk(chunk)
+        return generation.cause
+
+    error: HTTPStatusError | None = ClientClosedRequest("the client left")
+    try:
+        error = await _guarded(request, go_on())
+    finally:
         if error is not None:
-            request.access["error"] = error.code or error.type
-        await request.send_chunk(frames.end() if error is None else frames.failure(error), more=False)
+            for found in following:
+                found.end(error)
+    return error, following[0] if following and error is None else None
 
 
 async def _send_frames(

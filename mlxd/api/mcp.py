@@ -53,7 +53,7 @@ async def list_servers(request: HTTPRequest, services: Services) -> None:
     await request.respond_json(200, {"servers": servers})
 
 
-async def execute(request: HTTPRequest, services: Services) -> None:
+async def execute_tool(request: HTTPRequest, services: Services) -> None:
     """Run a tool. What the tool itself complains of is an answer too, with `is_error`."""
     hub = _hub(services)
     fields = await services.read(request, McpExecuteRequest)

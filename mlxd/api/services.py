@@ -72,7 +72,7 @@ class Services:
             )
         stream = self.engine.submit([_of_caller(sequence, caller) for sequence in sequences])
         caller.account.take_tokens(num_prompt_tokens)
-        request.access["prompt_tokens"] = num_prompt_tokens
+        request.access["prompt_tokens"] = request.access.get("prompt_tokens", 0) + num_prompt_tokens
         return Generation(response_id, stream, request, self.active)
 
 

@@ -57,7 +57,7 @@ class McpHub:
             raise ConfigError(
                 f"mcp.config needs the package {error.name!r}: pip install 'mlxd[mcp]'"
             ) from None
-        # Of a lost connection the package logs three tracebacks, and httpx2 every address; we say it in a line.
+        # Of a lost connection the package logs three tracebacks, and httpx2 every address: ours is one line.
         logging.getLogger("mcp").setLevel(logging.CRITICAL)
         logging.getLogger("httpx2").setLevel(logging.WARNING)
         return cls(config, specs, open_client)

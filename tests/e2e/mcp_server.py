@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
@@ -25,6 +24,12 @@ def whoami() -> dict[str, Any]:
 
 
 @server.tool()
+def echo(text: str) -> str:
+    """Say it again."""
+    return text
+
+
+@server.tool()
 def fail(reason: str) -> str:
     """Always goes wrong."""
     raise ValueError(reason)
@@ -34,13 +39,6 @@ def fail(reason: str) -> str:
 def write(size: int) -> str:
     """Many letters."""
     return "x" * size
-
-
-@server.tool()
-def sleep(seconds: float) -> str:
-    """Takes its time."""
-    time.sleep(seconds)
-    return "slept"
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ It does not know how prompts are written, tokens sampled or frames framed: it jo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxd.api.generation import gather_outputs, stream_answer
+from mlxd.api.generation import Generation, gather_outputs, stream_answer
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import ChatFrames, Envelope
 from mlxd.api.openai.logprobs import chat_logprobs, mean_logprob
+from mlxd.api.openai.mcp_turns import McpTools, McpTurn, own_tools, read_mcp_tools, run_calls
 from mlxd.api.openai.message import finish_reason, whole_message
 from mlxd.api.openai.messages import template_messages
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
@@ -24,9 +27,9 @@ from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
+from mlxd.chat.types import Event
 from mlxd.engine.request import RequestOutput
-from mlxd.errors import ContextLengthExceeded, InvalidRequestError
-from mlxd.text.tokenizer import Tokenizer
+from mlxd.errors import ContextLengthExceeded, GenerationTimeout, InvalidRequestError
 
 
 async def create_chat_completion(request: HTTPRequest, services: Services) -> None:
@@ -36,61 +39,200 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
     model.check_name(fields.model)
     refuse_unsupported(fields)
     services.engine.check_ready()
-    num_logprobs = _num_logprobs(fields)
-    plan = plan_sequences(
-        fields,
-        services.config,
-        model.files,
-        model.vocab_size,
-        max_tokens=fields.max_completion_tokens or fields.max_tokens,
-        num_logprobs=num_logprobs,
-    )
-    budget = None if fields.thinking_token_budget == -1 else fields.thinking_token_budget
-    prompt = await encode_chat(
-        model,
-        fields.messages,
-        tools=fields.tools,
-        tool_choice=fields.tool_choice,
-        parallel_tool_calls=fields.parallel_tool_calls,
-        thinking_token_budget=budget,
-        add_generation_prompt=fields.add_generation_prompt,
-        continue_final_message=fields.continue_final_message,
-        add_special_tokens=fields.add_special_tokens,
-        kwargs=_template_kwargs(fields, budget),
-        structured=read_structured_output(fields),
-    )
-    pipelines = prompt.pipelines(
-        plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
-    )
-    plan = prompt.plan(plan)
-    envelope = Envelope(
-        id=f"chatcmpl-{services.new_id()}",
-        object="chat.completion.chunk" if fields.stream else "chat.completion",
-        created=int(services.now()),
-        model=model.name,
-        system_fingerprint=model.fingerprint,
-    )
-    frames = ChatFrames(
-        envelope,
-        plan.num_choices,
-        include_usage=bool(fields.stream_options and fields.stream_options.include_usage),
-        tokenizer=model.tokenizer,
-        num_logprobs=num_logprobs,
-        pipelines=pipelines,
-        thinks=prompt.answer.thinks,
-    )
-    try:
-        generation = services.submit(request, envelope.id, plan.sequences(envelope.id, [prompt.token_ids]))
-    except ContextLengthExceeded as error:
-        error.param = "messages"
-        raise
+    chat = _Chat(request, services, fields, read_mcp_tools(fields, services.mcp))
+    turn = await chat.first_turn()
     if fields.stream:
-        await stream_answer(request, generation, frames)
-        return
-    outputs = await gather_outputs(generation, plan.num_sampled)
-    await request.respond_json(
-        200, _answer(envelope, outputs, plan, pipelines, model.tokenizer, num_logprobs)
-    )
+        await stream_answer(request, turn.generation, chat.frames(turn), chat.next_generation)
+    else:
+        await request.respond_json(200, await chat.answer(turn))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Turn:
+    """One answer of the model. `mcp` decides which of its calls the client sees, where the server runs any."""
+
+    generation: Generation
+    plan: SequencePlan
+    pipelines: list[OutputPipeline]
+    thinks: bool
+    mcp: McpTurn | None
+
+
+class _Chat:
+    """A request's way to its answer: one turn of the model, or several with MCP tools run in between."""
+
+    def __init__(
+        self,
+        request: HTTPRequest,
+        services: Services,
+        fields: ChatCompletionRequest,
+        mcp_tools: McpTools | None,
+    ) -> None:
+        model = services.model
+        self._request = request
+        self._services = services
+        self._fields = fields
+        self._messages = list(fields.messages)
+        self._mcp_tools = mcp_tools
+        self._tools = fields.tools
+        if mcp_tools is not None:
+            self._tools = own_tools(fields.tools) + mcp_tools.functions()
+        self._num_logprobs = _num_logprobs(fields)
+        self._plan = plan_sequences(
+            fields,
+            services.config,
+            model.files,
+            model.vocab_size,
+            max_tokens=fields.max_completion_tokens or fields.max_tokens,
+            num_logprobs=self._num_logprobs,
+        )
+        self._envelope = Envelope(
+            id=f"chatcmpl-{services.new_id()}",
+            object="chat.completion.chunk" if fields.stream else "chat.completion",
+            created=int(services.now()),
+            model=model.name,
+            system_fingerprint=model.fingerprint,
+        )
+        self._deadline = asyncio.get_running_loop().time() + self._plan.timeout_seconds
+        self._turns: list[_Turn] = []
+        self._frames: ChatFrames | None = None
+        self._mcp_calls: list[dict[str, Any]] = []
+
+    async def first_turn(self) -> _Turn:
+        return await self._turn(self._fields.tool_choice)
+
+    def frames(self, turn: _Turn) -> ChatFrames:
+        """What makes the stream of this turn and those that follow it."""
+        stream_options = self._fields.stream_options
+        self._frames = ChatFrames(
+            self._envelope,
+            turn.plan.num_choices,
+            include_usage=bool(stream_options and stream_options.include_usage),
+            tokenizer=self._services.model.tokenizer,
+            num_logprobs=self._num_logprobs,
+            pipelines=turn.pipelines,
+            thinks=turn.thinks,
+        )
+        self._frames.mcp_turn = turn.mcp
+        return self._frames
+
+    async def next_generation(self) -> tuple[Generation | None, bytes]:
+        """The next turn's generation, once the calls of the last one have been run, and the frame that tells
+        of them; None where there were none."""
+        turn, shown = await self._next_turn()
+        if turn is None or self._frames is None:
+            return None, b""
+        self._frames.next_turn(turn.pipelines, turn.mcp)
+        return turn.generation, self._frames.mcp_calls(shown)
+
+    async def answer(self, turn: _Turn) -> dict[str, Any]:
+        """The whole answer's object."""
+        usage = Usage(turn.plan.num_sampled)
+        events: list[Event] = []
+        while True:
+            outputs = await gather_outputs(turn.generation, turn.plan.num_sampled)
+            for output in outputs:
+                usage.add(output)
+            if turn.mcp is None:
+                break
+            [output], [pipeline] = outputs, turn.pipelines
+            events += turn.mcp.feed(pipeline.feed(output.text) + pipeline.finish())
+            events += turn.mcp.close(output.finish_reason)
+            following, _ = await turn.generation.run(self._next_turn())
+            if following is None:
+                return self._object([self._choice(0, output, events, turn.mcp.num_released > 0)], usage)
+            if turn.generation.cause is not None:
+                following.generation.end(turn.generation.cause)
+            turn = following
+        if turn.plan.num_sampled > turn.plan.num_choices:
+            outputs = sorted(outputs, key=mean_logprob, reverse=True)[: turn.plan.num_choices]
+        choices: list[dict[str, Any]] = []
+        for output in outputs:
+            pipeline = turn.pipelines[output.index]
+            events = pipeline.feed(output.text) + pipeline.finish()
+            choices.append(self._choice(len(choices), output, events, pipeline.num_calls > 0))
+        return self._object(choices, usage)
+
+    async def _next_turn(self) -> tuple[_Turn | None, list[dict[str, Any]]]:
+        last = self._turns[-1].mcp
+        hub, tools = self._services.mcp, self._mcp_tools
+        if last is None or not last.calls or hub is None or tools is None:
+            return None, []
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                results, shown = await run_calls(hub, tools.offered, last.calls)
+        except TimeoutError:
+            raise GenerationTimeout("the request's time was up while MCP tools ran") from None
+        self._messages += [last.message(), *results]
+        self._mcp_calls += shown
+        # A call that was forced has been made; whether there is another is the model's to say.
+        return await self._turn(None if self._fields.tool_choice != "none" else "none"), shown
+
+    async def _turn(self, tool_choice: Any) -> _Turn:
+        fields, services = self._fields, self._services
+        budget = None if fields.thinking_token_budget == -1 else fields.thinking_token_budget
+        is_first = not self._turns
+        prompt = await encode_chat(
+            services.model,
+            self._messages,
+            tools=self._tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=fields.parallel_tool_calls,
+            thinking_token_budget=budget,
+            add_generation_prompt=fields.add_generation_prompt if is_first else True,
+            continue_final_message=fields.continue_final_message if is_first else False,
+            add_special_tokens=fields.add_special_tokens,
+            kwargs=_template_kwargs(fields, budget),
+            structured=read_structured_output(fields),
+        )
+        plan = self._plan
+        pipelines = prompt.pipelines(
+            plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
+        )
+        plan = prompt.plan(plan)
+        mcp, turn_id = None, self._envelope.id
+        if self._mcp_tools is not None and self._mcp_tools.run and services.mcp is not None:
+            left = self._deadline - asyncio.get_running_loop().time()
+            plan = replace(plan, timeout_seconds=max(left, 0.001))
+            mcp = McpTurn(
+                self._mcp_tools.run,
+                is_last=len(self._turns) + 1 >= services.mcp.config.max_turns,
+                after_text=any(turn.mcp is not None and turn.mcp.has_text for turn in self._turns),
+            )
+            if not is_first:
+                turn_id += f"-{len(self._turns)}"
+        try:
+            generation = services.submit(
+                self._request, self._envelope.id, plan.sequences(turn_id, [prompt.token_ids])
+            )
+        except ContextLengthExceeded as error:
+            error.param = "messages"
+            raise
+        turn = _Turn(
+            generation=generation, plan=plan, pipelines=pipelines, thinks=prompt.answer.thinks, mcp=mcp
+        )
+        self._turns.append(turn)
+        return turn
+
+    def _choice(
+        self, index: int, output: RequestOutput, events: list[Event], has_calls: bool
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self._num_logprobs is not None:
+            logprobs = chat_logprobs(output, self._services.model.tokenizer, self._num_logprobs)
+        message = whole_message(events)
+        if self._mcp_calls:
+            message["mcp_calls"] = self._mcp_calls
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason(output.finish_reason, has_calls=has_calls),
+            "stop_reason": output.stop_reason,
+        }
+
+    def _object(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
+        return {**self._envelope.fields(), "choices": choices, "usage": usage.to_json()}
 
 
 async def encode_chat(
@@ -162,32 +304,3 @@ def _num_logprobs(fields: ChatCompletionRequest) -> int | None:
     if fields.top_logprobs:
         raise InvalidRequestError("top_logprobs: only with logprobs: true", param="top_logprobs")
     return None
-
-
-def _answer(
-    envelope: Envelope,
-    outputs: list[RequestOutput],
-    plan: SequencePlan,
-    pipelines: Sequence[OutputPipeline],
-    tokenizer: Tokenizer,
-    num_logprobs: int | None,
-) -> dict[str, Any]:
-    usage = Usage(plan.num_sampled)
-    for output in outputs:
-        usage.add(output)
-    if plan.num_sampled > plan.num_choices:
-        outputs = sorted(outputs, key=mean_logprob, reverse=True)[: plan.num_choices]
-    choices: list[dict[str, Any]] = []
-    for output in outputs:
-        pipeline = pipelines[output.index]
-        message = whole_message(pipeline.feed(output.text) + pipeline.finish())
-        choices.append(
-            {
-                "index": len(choices),
-                "message": message,
-                "logprobs": None if num_logprobs is None else chat_logprobs(output, tokenizer, num_logprobs),
-                "finish_reason": finish_reason(output.finish_reason, has_calls=pipeline.num_calls > 0),
-                "stop_reason": output.stop_reason,
-            }
-        )
-    return {**envelope.fields(), "choices": choices, "usage": usage.to_json()}

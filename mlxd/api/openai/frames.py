@@ -14,6 +14,7 @@ import orjson
 from mlxd._ext.sse import DONE, TextFrame, frame
 from mlxd.api.errors import openai_error
 from mlxd.api.openai.logprobs import CompletionLogprobs, chat_logprobs
+from mlxd.api.openai.mcp_turns import McpTurn
 from mlxd.api.openai.message import ROLE_DELTA, event_delta, finish_reason
 from mlxd.api.openai.usage import Usage
 from mlxd.chat.pipeline import OutputPipeline
@@ -82,7 +83,8 @@ class ChatFrames(_Frames):
     """`chat.completion.chunk`s: the role, deltas, and a finish_reason for each choice.
 
     `pipelines` has one for each choice. `thinks`: there may be reasoning, so every delta has its names, null
-    or not: clients read `delta.reasoning` without asking whether it is there.
+    or not: clients read `delta.reasoning` without asking whether it is there. `mcp_turn`: the server runs
+    MCP tools between this answer of the model and the next, which is told of by `next_turn`.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class ChatFrames(_Frames):
         self._num_logprobs = num_logprobs
         self._started = False
         self._pipelines = pipelines
+        self.mcp_turn: McpTurn | None = None
         self._nulls = {"reasoning": None, "reasoning_content": None} if thinks else {}
         nulls = '"reasoning":null,"reasoning_content":null,' if thinks else ""
         self._text_frames = [
@@ -121,14 +124,29 @@ class ChatFrames(_Frames):
             events = pipeline.feed(output.text)
             if output.finish_reason is not None:
                 events += pipeline.finish()
+            turn, num_calls = self.mcp_turn, pipeline.num_calls
+            if turn is not None:
+                events = turn.feed(events)
+                if output.finish_reason is not None:
+                    events += turn.close(output.finish_reason)
+                num_calls = turn.num_released
             if self._num_logprobs is None:
                 self._add_deltas(parts, output.index, events)
             elif events or output.token_ids:
                 self._add_deltas_with_logprobs(parts, output, events, self._num_logprobs)
             if output.finish_reason in _ENDED_WELL:
                 self._usage.add(output)
-                parts.append(self._finish(output, has_calls=pipeline.num_calls > 0))
+                if turn is None or not turn.calls:
+                    parts.append(self._finish(output, has_calls=num_calls > 0))
         return b"".join(parts)
+
+    def next_turn(self, pipelines: list[OutputPipeline], mcp_turn: McpTurn | None) -> None:
+        """What comes from now on is the model's next answer."""
+        self._pipelines, self.mcp_turn = pipelines, mcp_turn
+
+    def mcp_calls(self, calls: list[dict[str, Any]]) -> bytes:
+        """The frame that tells which tools the server has run, and what they answered."""
+        return self._delta(0, {"mcp_calls": calls})
 
     def _add_deltas(self, parts: list[bytes], index: int, events: list[Event]) -> None:
         text_frame = self._text_frames[index]

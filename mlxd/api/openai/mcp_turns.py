@@ -1,4 +1,4 @@
-"""MCP tools within a chat: which are offered, whose each call is, and running them between the model's answers.
+"""MCP tools within a chat: which are offered, whose each call is, and running them between answers.
 
 It does not know frames, HTTP or how tools are run: mlxd/mcp runs them.
 """
@@ -67,7 +67,8 @@ def read_mcp_tools(fields: ChatCompletionRequest, hub: McpHub | None) -> McpTool
     for where, entry in entries:
         tools, is_run = _read_entry(where, entry, hub)
         offered |= tools
-        run |= tools.keys() if is_run else ()
+        if is_run:
+            run |= tools.keys()
     if fields.tool_choice != "none":
         for label in hub.config.default_servers:
             tools = {tool.full_name: tool for tool in hub.connection(label).tools.values()}
@@ -219,7 +220,7 @@ async def run_calls(
 
 async def _run(hub: McpHub, tools: Mapping[str, McpTool], call: ToolCall) -> McpResult:
     try:
-        arguments = orjson.loads(call.function.arguments or "{}")
+        arguments: Any = orjson.loads(str(call.function.arguments or "{}"))
     except orjson.JSONDecodeError:
         arguments = None
     if not isinstance(arguments, dict):
