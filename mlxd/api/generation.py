@@ -89,7 +89,8 @@ class Generation:
         Raises what `work` does, and the `cause` that ended the request meanwhile.
         """
         async with self:
-            task = self._work = asyncio.get_running_loop().create_task(work)
+            task: asyncio.Task[T] = asyncio.get_running_loop().create_task(work)
+            self._work = task
             try:
                 return await task
             except asyncio.CancelledError:

@@ -6,6 +6,7 @@ It does not know how the plan is made: a worker process that loads no weights sa
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import msgspec
 import yaml
@@ -14,6 +15,7 @@ from mlxd.cli.serve import is_exposed, memory_line
 from mlxd.cli.settings import masked, resolve_secrets
 from mlxd.cli.worker_tool import ToolError, run_tool
 from mlxd.config import Config
+from mlxd.mcp.servers_file import read_servers
 from mlxd.step import MemoryPlan
 
 PLAN_MODULE = "mlxd.worker.plan"
@@ -25,6 +27,9 @@ def run_check(config: Config) -> int:
     print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
     if is_exposed(config):
         print(f"# {config.server.host} is open to the network and no API key is set")
+    if config.mcp.config is not None:
+        servers = read_servers(Path(config.mcp.config), os.environ)
+        print(f"# MCP servers: {', '.join(f'{spec.name} ({spec.transport})' for spec in servers) or 'none'}")
     text, fits = plan_text(config)
     print(f"# {text}")
     return 0 if fits else 1

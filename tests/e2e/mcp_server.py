@@ -1,4 +1,4 @@
-"""A real MCP server for the tests, over stdio, streamable HTTP or SSE: `mcp_server.py stdio | http PORT | sse PORT`."""
+"""A real MCP server for the tests: `mcp_server.py stdio`, `mcp_server.py http PORT` or `… sse PORT`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 
 server = MCPServer("sums")
 
@@ -24,15 +25,15 @@ def whoami() -> dict[str, Any]:
 
 
 @server.tool()
-def echo(text: str) -> str:
-    """Say it again."""
-    return text
+def quote(text: str) -> str:
+    """What the playback worker plays next."""
+    return f"<<<play>>>{text}<<<end>>>"
 
 
 @server.tool()
 def fail(reason: str) -> str:
     """Always goes wrong."""
-    raise ValueError(reason)
+    raise ToolError(reason)
 
 
 @server.tool()

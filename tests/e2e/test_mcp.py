@@ -94,13 +94,13 @@ def test_real_servers(start: Any, tmp_path: Path) -> None:
                     lambda: states()["web"] == "connected" and not execute("web__add", a=1, b=2)["is_error"]
                 )
 
-            # In a chat: the model (playback says what the last message quotes) calls, and is told the answer.
-            call = '<tool_call>{"name": "sums__echo", "arguments": {"text": "%s"}}</tool_call>'
+            # In a chat: the model, which says what was quoted last, makes a call and is told its answer.
+            call = '<tool_call>{"name": "sums__quote", "arguments": {"text": "Ready."}}</tool_call>'
             with connect(server) as client:
                 for stream in (False, True):
                     answer = client.chat.completions.create(
                         model="default",
-                        messages=user(played(call % played("Ready.").replace('"', ""))),
+                        messages=user(played(call)),
                         tools=[{"type": "mcp", "server_label": "sums"}],  # type: ignore[list-item]
                         stream=stream,
                     )
@@ -111,7 +111,7 @@ def test_real_servers(start: Any, tmp_path: Path) -> None:
                     else:
                         text = answer.choices[0].message.content
                         [made] = answer.choices[0].message.mcp_calls
-                        assert made["name"] == "echo" and not made["is_error"]
+                        assert made["name"] == "quote" and not made["is_error"]
                     assert text == "Ready."
         pid = int(server.process.pid)
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -132,6 +132,8 @@ def test_every_flag_sets_its_key(served: list[tuple[Config, bool]]) -> None:
         "--enable-auto-tool-choice",
         "--tool-call-parser",
         "mistral",
+        "--mcp-config",
+        "mcp.json",
         "--served-model-name",
         "m",
         "--served-model-name",
@@ -192,6 +194,7 @@ def test_every_flag_sets_its_key(served: list[tuple[Config, bool]]) -> None:
         "chat.reasoning_parser": "qwen3",
         "chat.enable_auto_tool_choice": True,
         "chat.tool_call_parser": "mistral",
+        "mcp.config": "mcp.json",
         "log.level": "error",
         "log.format": "json",
     }

@@ -49,7 +49,7 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
 
 @dataclass(slots=True, kw_only=True)
 class _Turn:
-    """One answer of the model. `mcp` decides which of its calls the client sees, where the server runs any."""
+    """One answer of the model. `mcp` decides which of its calls the client sees, if the server runs any."""
 
     generation: Generation
     plan: SequencePlan
