@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from mlxd.text.markers import MarkerScanner
 
@@ -33,8 +34,7 @@ _HEADER = MarkerScanner((MESSAGE, START, *_ENDS))
 _BODY = MarkerScanner((*_ENDS, START, CHANNEL))
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(msgspec.Struct, frozen=True, gc=False):
     """A message begins. `recipient` is None, or such as `functions.f`; `raw` is the header as it was."""
 
     channel: str | None
@@ -42,20 +42,17 @@ class Header:
     raw: str
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
+class Body(msgspec.Struct, frozen=True, gc=False):
     """More of the message's body. Never empty."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(msgspec.Struct, frozen=True, gc=False):
     """The message is over."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stray:
+class Stray(msgspec.Struct, frozen=True, gc=False):
     """Text that is part of no message. Never empty."""
 
     text: str
@@ -74,17 +71,21 @@ class _State(enum.Enum):
 class HarmonyReader:
     """Reads one answer: linear, the same events, joined, for every way of cutting the text."""
 
-    __slots__ = ("_header", "_held", "_num_header_characters", "_state")
+    __slots__ = ("_header", "_held", "_num_header_characters", "_spaces", "_state")
 
     def __init__(self, *, in_body: bool = False) -> None:
         """`in_body`: the prompt has ended with a header, whose body comes first."""
         self._state = _State.BODY if in_body else _State.BEGINNING
+        self._spaces: list[str] = []
+        """what the answer begins with, before `_held`"""
         self._held = ""
         self._header: list[str] = []
         self._num_header_characters = 0
 
     def feed(self, text: str) -> list[HarmonyEvent]:
         """The events that `text` completes."""
+        if self._state is _State.BODY and not self._held and _BODY.plain.fullmatch(text):
+            return [Body(text)]
         events: list[HarmonyEvent] = []
         self._read(text, events, is_last=False)
         return events
@@ -92,6 +93,8 @@ class HarmonyReader:
     def finish(self) -> list[HarmonyEvent]:
         """The events of what was held back. A header that was cut off is left out: it says nothing yet."""
         events: list[HarmonyEvent] = []
+        self._held = "".join(self._spaces) + self._held
+        self._spaces.clear()
         self._read("", events, is_last=True)
         if self._state is _State.HEADER:
             raw = "".join(self._header)
@@ -119,9 +122,12 @@ class HarmonyReader:
         """The rest of a header that the prompt began may name a recipient first; other text is stray."""
         beginning = text.lstrip()
         if not is_last and "to=".startswith(beginning):
-            self._held = text
+            self._spaces.append(text[: len(text) - len(beginning)])
+            self._held = beginning
             return ""
         self._state = _State.HEADER if beginning.startswith("to=") else _State.BETWEEN
+        text = "".join(self._spaces) + text
+        self._spaces.clear()
         return text
 
     def _between(self, text: str, events: list[HarmonyEvent], is_last: bool) -> str:

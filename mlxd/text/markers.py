@@ -17,7 +17,7 @@ class MarkerScanner:
     an earlier or a longer one of it: the result is the same for every way of cutting the text.
     """
 
-    __slots__ = ("_beginnings", "_first", "_longest", "_pattern")
+    __slots__ = ("_beginnings", "_first", "_longest", "_pattern", "plain")
 
     def __init__(self, markers: Iterable[str]) -> None:
         """`markers`: any number (none: nothing is ever found), no empty ones."""
@@ -26,6 +26,9 @@ class MarkerScanner:
         self._longest = len(ordered[0]) if ordered else 0
         self._first = frozenset(marker[0] for marker in ordered)
         self._beginnings = frozenset(marker[:end] for marker in ordered for end in range(1, len(marker)))
+        first = re.escape("".join(sorted(self._first)))
+        self.plain = re.compile(f"[^{first}]+" if first else "(?s:.+)")
+        """matches characters of which none begins a marker"""
 
     def scan(self, text: str, start: int = 0, *, is_last: bool = False) -> tuple[int, str]:
         """Where the text before the first marker in `text[start:]` ends, and that marker, "" for none.

@@ -78,6 +78,8 @@ class ThinkingSplitter:
 
     def feed(self, text: str) -> list[Piece]:
         """The pieces that `text` completes, none of them empty."""
+        if self._state is _State.INSIDE and not self._held and self._scanner.plain.fullmatch(text):
+            return [(Part.THINKING, text)]
         pieces: list[Piece] = []
         if self._held:
             text = self._held + text

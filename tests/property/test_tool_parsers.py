@@ -187,6 +187,11 @@ SHAPES = [
     ("gemma4", "<|tool_call>call:f{a:", "b c "),
     ("harmony", "", '<|channel|>commentary to=functions.f<|message|>{"a":1}<|call|>'),
     ("harmony", '<|channel|>commentary to=functions.f<|message|>{"a":"', "b c "),
+    ("harmony", "", " \n"),
+    ("hermes", '<tool_call>{"name":"f","arguments":', '{"a":'),
+    ("hermes", '<tool_call>{"name":"f","arguments":{"a":"', "\\d\n\\u12"),
+    ("llama", "[f(a=", "("),
+    ("gemma4", "<|tool_call>call:f{a:", "["),
     ("minimax", '<minimax:tool_call><invoke name="f">', '<parameter name="a">1</parameter>'),
     ("deepseek_v4", '<｜DSML｜invoke name="', "f"),
 ]

@@ -47,12 +47,17 @@ class TaggedParser:
         if not self._has_thought:
             text = text.lstrip()
         stripped = text.rstrip()
-        if stripped:
-            self._has_thought = True
-            events.append(ReasoningDelta("".join(self._spaces) + stripped))
-            self._spaces = [text[len(stripped) :]]
-        else:
+        if not stripped:
             self._spaces.append(text)
+            return
+        self._has_thought = True
+        thought = stripped
+        if self._spaces:
+            thought = "".join(self._spaces) + stripped
+            self._spaces = []
+        if len(stripped) < len(text):
+            self._spaces.append(text[len(stripped) :])
+        events.append(ReasoningDelta(thought))
 
     def _write(self, text: str, events: list[ReasoningEvent]) -> None:
         if not self._has_text and self._splitter.had_block:

@@ -16,7 +16,9 @@ from mlxd.chat.tool_parsers.source import Malformed, Reading
 FENCE = "```"
 _LANGUAGE = re.compile(r"[\w-]+")
 # What may follow, and what may yet come where nothing does: a key, an object, a name.
-_MAY_BEGIN = {"{": re.compile(r'[ \t\r\n]*(?:\Z|"(?:\Z|[a-z]))'), "[": re.compile(r"[ \t\r\n]*(?:\Z|[{\w])")}
+_SPACE = r"[ \t\r\n]*+"
+_KEY = rf'{_SPACE}(?:\Z|"(?:\Z|[a-z]))'
+_MAY_BEGIN = {"{": re.compile(_KEY), "[": re.compile(rf"{_SPACE}(?:\Z|\w|\{{{_KEY})")}
 
 
 class BareFormat(ToolFormat):

@@ -111,9 +111,10 @@ class StreamingToolParser:
 
     def feed(self, text: str) -> list[Event]:
         """The events that `text` (never empty) completes."""
-        self._session.source.push(text)
-        next(self._reading)
-        return self._session.events.take()
+        session = self._session
+        if session.source.push(text):
+            next(self._reading)
+        return session.events.take()
 
     def finish(self) -> list[Event]:
         """The events of whatever was held back. To be called once, after the last text."""

@@ -26,11 +26,10 @@ class EventWriter:
         "_events",
         "_has_text",
         "_index",
-        "_is_reasoning",
         "_keeps_space",
+        "_kind",
         "_pieces",
         "_space",
-        "_writes_call",
         "after_space",
         "at_line_start",
     )
@@ -40,8 +39,7 @@ class EventWriter:
         self.after_space = True
         self._events: list[Event] = []
         self._pieces: list[str] = []
-        self._writes_call = False
-        self._is_reasoning = False
+        self._kind: type[TextDelta | ReasoningDelta | ToolCallDelta] = TextDelta  # of the pieces
         self._index = -1
         self._has_text = False
         self._after_call = False
@@ -51,13 +49,19 @@ class EventWriter:
     def text(self, text: str) -> None:
         """More prose. Never empty."""
         body = text.strip(_SPACE)
+        if len(body) == len(text) and not self._space and self._kind is TextDelta:
+            self._pieces.append(text)
+            self.after_space = self.at_line_start = False
+            self._has_text = self._keeps_space = True
+            self._after_call = False
+            return
         self._note_place(text, body)
         start = text.index(body[0]) if body else len(text)
         if self._keeps_space and start:
             self._space.append(text[:start])
         if not body:
             return
-        self._switch(writes_call=False, is_reasoning=False)
+        self._switch(TextDelta)
         if self._has_text or not self._after_call:
             self._pieces += self._space
         self._pieces.append(body)
@@ -69,13 +73,13 @@ class EventWriter:
 
     def reasoning(self, text: str) -> None:
         """More thinking, for formats whose frames name it. Never empty."""
-        self._switch(writes_call=False, is_reasoning=True)
+        self._switch(ReasoningDelta)
         self._pieces.append(text)
 
     def call(self, name: str, call_id: str) -> None:
         """A call begins."""
-        self._switch(writes_call=True, is_reasoning=False)
         self._flush()
+        self._kind = ToolCallDelta
         self._index += 1
         self._events.append(ToolCallStart(self._index, call_id, name))
         self._after_call = True
@@ -84,7 +88,7 @@ class EventWriter:
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the call that began last."""
-        self._switch(writes_call=True, is_reasoning=False)
+        self._switch(ToolCallDelta)
         self._pieces.append(text)
 
     def begin_line(self) -> None:
@@ -94,7 +98,7 @@ class EventWriter:
     def close(self) -> None:
         """There will be no more: held whitespace is text, unless it stands next to a call."""
         if not self._after_call and self._space:
-            self._switch(writes_call=False, is_reasoning=False)
+            self._switch(TextDelta)
             self._pieces += self._space
         self._space = []
 
@@ -112,18 +116,21 @@ class EventWriter:
         elif body:
             self.at_line_start = False
 
-    def _switch(self, *, writes_call: bool, is_reasoning: bool) -> None:
-        if writes_call is not self._writes_call or is_reasoning is not self._is_reasoning:
+    def _switch(self, kind: type[TextDelta | ReasoningDelta | ToolCallDelta]) -> None:
+        if kind is not self._kind:
             self._flush()
-            self._writes_call = writes_call
-            self._is_reasoning = is_reasoning
+            self._kind = kind
 
     def _flush(self) -> None:
+        if not self._pieces:
+            return
         text = "".join(self._pieces)
-        self._pieces = []
+        self._pieces.clear()
         if not text:
             return
-        if self._writes_call:
+        if self._kind is ToolCallDelta:
             self._events.append(ToolCallDelta(self._index, text))
+        elif self._kind is TextDelta:
+            self._events.append(TextDelta(text))
         else:
-            self._events.append(ReasoningDelta(text) if self._is_reasoning else TextDelta(text))
+            self._events.append(ReasoningDelta(text))

@@ -6,6 +6,7 @@ those on the analysis channel reasoning, all others text, messages of one kind j
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
 
 from mlxd.chat.harmony import ANALYSIS, CHANNEL, START, Body, End, HarmonyEvent, HarmonyReader, Header
@@ -15,6 +16,7 @@ from mlxd.chat.tool_parsers.json_calls import read_arguments
 from mlxd.chat.tool_parsers.source import Reading
 
 _FUNCTIONS = "functions."
+_ANYTHING = re.compile(r"(?s:.+)")
 
 
 class HarmonyFormat(ToolFormat):
@@ -48,10 +50,12 @@ class HarmonyFormat(ToolFormat):
         source.stop_recording()
         source.position -= len(opening)
         reader = HarmonyReader()
-        while (yield from source.peek()):
-            text = source.text[source.position :]
-            source.position = len(source.text)
-            self._handle(reader.feed(text))
+        text = source.text[source.position :]
+        source.position = len(source.text)
+        self._handle(reader.feed(text))
+        while not source.closed:
+            source.wait(_ANYTHING, lambda text: self._handle(reader.feed(text)))
+            yield
         self._handle(reader.finish())
         source.record()
 
@@ -98,8 +102,8 @@ class _CallMessage:
         self._reading: Reading[None] | None = attempt(self._session, _read_body(self._session, call, name))
 
     def feed(self, text: str) -> None:
-        self._session.source.push(text)
-        self._read_on()
+        if self._session.source.push(text):
+            self._read_on()
 
     def finish(self) -> None:
         self._session.source.close()

@@ -6,14 +6,15 @@ It does not know where the values come from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 _CLOSERS = {"{": "}", "[": "]"}
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def json_string_body(text: str) -> str:
     """`text` as it stands inside a JSON string, without the quotes."""
-    return json.dumps(text, ensure_ascii=False)[1:-1]
+    return _encode(text)[1:-1]
 
 
 class JsonOutput:
@@ -46,9 +47,15 @@ class JsonOutput:
         self._held.append(bracket)
         self._closers.append(_CLOSERS[bracket])
 
-    def close(self) -> None:
-        """Closes the innermost array or object."""
-        self._held.append(self._closers.pop())
+    def open_all(self, text: str, brackets: Iterable[str]) -> None:
+        """Opens several at once: `text` is their brackets and the keys and whitespace between them."""
+        self._held.append(text)
+        self._closers += map(_CLOSERS.__getitem__, brackets)
+
+    def close(self, number: int = 1) -> None:
+        """Closes the innermost arrays or objects."""
+        self._held += self._closers[: -number - 1 : -1]
+        del self._closers[-number:]
         self._let_out()
 
     def value(self, text: str) -> None:

@@ -6,6 +6,7 @@ a string is let out as it comes, any other when it is whole.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlxd.chat.tool_parsers.schema import ANY, STRING, Types, argument_types, en
 from mlxd.chat.tool_parsers.source import Cut, Reading
 from mlxd.text.markers import MarkerScanner
 
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _BEGINS_JSON = frozenset("{[-0123456789tfn")
 
 
@@ -82,6 +84,10 @@ class _Value:
 
     def write(self, text: str) -> None:
         """More of the value. Never empty."""
+        if self._is_string and not self._newline and _PLAIN.fullmatch(text):
+            self._is_first = False
+            self._output.string(text)
+            return
         if self._trims:
             if self._is_first and text[0] == "\n":
                 text = text[1:]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from mlxd.chat.tool_parsers.call import Call
 from mlxd.chat.tool_parsers.json_output import json_string_body
 from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import NUMBER, NUMBERS, WORD, ValueReader
+from mlxd.chat.tool_parsers.values import BEFORE_ITEM, NUMBER, NUMBERS, WORD, ValueReader
 
 NAME = re.compile(r"[\w.-]+")
 WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
@@ -30,6 +30,7 @@ class PythonReader(ValueReader):
 
     brackets = "{[("
     items = NUMBERS
+    openers = re.compile(rf"(?>[\[(]{BEFORE_ITEM}){{2,}}+")
 
     def read_key(self) -> Reading[None]:
         source = self.source

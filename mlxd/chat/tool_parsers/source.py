@@ -35,7 +35,7 @@ class Source:
     as text where it turns out not to be a call.
     """
 
-    __slots__ = ("_record_start", "_recorded", "closed", "position", "text")
+    __slots__ = ("_record_start", "_recorded", "_run", "_write", "closed", "position", "text")
 
     def __init__(self, text: str = "", *, closed: bool = False) -> None:
         self.text = text
@@ -43,19 +43,37 @@ class Source:
         self.closed = closed
         self._recorded: list[str] = []
         self._record_start = -1
+        self._run: re.Pattern[str] | None = None
+        self._write: Callable[[str], object] = str
 
-    def push(self, text: str) -> None:
-        """More text."""
+    def push(self, text: str) -> bool:
+        """More text; returns whether the reader must read on for it."""
+        run, self._run = self._run, None
         position = self.position
         if self._record_start >= 0:
             if position > self._record_start:
                 self._recorded.append(self.text[self._record_start : position])
             self._record_start = 0
         self.text = self.text[position:] + text if position < len(self.text) else text
-        self.position = 0
+        if run is None or not run.fullmatch(text):
+            self.position = 0
+            return True
+        self.position = len(text)
+        self._write(text)
+        self._run = run
+        return False
+
+    def wait(self, run: re.Pattern[str], write: Callable[[str], object]) -> None:
+        """To be called right before a `yield`, all text being read: what matches `run` goes to `write` alone.
+
+        Waking a reader costs more than reading the few characters that a token has.
+        """
+        self._run = run
+        self._write = write
 
     def close(self) -> None:
         """There will be no more."""
+        self._run = None
         self.closed = True
 
     def record(self, back: int = 0) -> None:
@@ -88,15 +106,20 @@ class Source:
 
     def take(self, run: re.Pattern[str]) -> Reading[str]:
         """Reads on for as long as characters match `run`, a pattern of one character class repeated."""
+        found = run.match(self.text, self.position)
+        if found and found.end() < len(self.text):
+            self.position = found.end()
+            return found[0]
         pieces: list[str] = []
         while True:
-            found = run.match(self.text, self.position)
             if found:
                 pieces.append(found[0])
                 self.position = found.end()
             if self.position < len(self.text) or self.closed:
                 return "".join(pieces)
+            self.wait(run, pieces.append)
             yield
+            found = run.match(self.text, self.position)
 
     def skip_whitespace(self) -> Reading[str]:
         """Reads over whitespace; returns the next character, "" at the end."""
@@ -108,6 +131,7 @@ class Source:
                 return self.text[self.position]
             if self.closed:
                 return ""
+            self.wait(WHITESPACE, str)
             yield
 
     def accept_here(self, *literals: str) -> Reading[str]:
@@ -178,4 +202,6 @@ class Source:
             if self.closed:
                 self.position = len(self.text)
                 return ""
+            if end == len(self.text):
+                self.wait(scanner.plain, write)
             yield

@@ -19,6 +19,7 @@ _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _STRING_BODY = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
 _SPACE = r"[ \t\r\n]*+"
 _COMMA = rf"{_SPACE},{_SPACE}"
+_SPACES = " \t\r\n"
 _KEY = rf'"{_STRING_BODY}"{_SPACE}:{_SPACE}'
 
 
@@ -39,10 +40,16 @@ _VALUE = _value_pattern(depth=2)
 NUMBER = re.compile(_NUMBER)
 WORD = re.compile(r"[-+.0-9A-Za-z_]+")
 _STRING_PART = re.compile(_STRING_BODY)
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
+# What may stand in a string once it is mended, and the places to be mended among all the escapes.
+_STRING_REPAIRED = re.compile(r'(?:[^"\\]++|\\(?:[^u]|u(?:[0-9a-fA-F]{4}|(?![0-9a-fA-F]{0,3}\Z))))*+')
+_REPAIRS = re.compile(r"""\\(?:(?P<escape>["\\/bfnrt]|u[0-9a-fA-F]{4})|'|)|[\x00-\x1f]""")
 NUMBERS = re.compile(rf"(?>{_NUMBER}{_COMMA})++")
 _ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _CONTROL = {chr(code): f"\\u{code:04x}" for code in range(32)} | {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
+_OPENING = re.compile(rf"[\[(]|\{{{_SPACE}{_KEY}")
+BEFORE_ITEM = rf"{_SPACE}(?=[^\])\s])"
 
 
 class ValueReader(ABC):
@@ -55,6 +62,10 @@ class ValueReader(ABC):
     items: ClassVar[re.Pattern[str] | None] = None
     members: ClassVar[re.Pattern[str] | None] = None
     """Whole items, or members, each with a comma, that are written as in JSON: a short cut for many."""
+    whole: ClassVar[re.Pattern[str] | None] = None
+    """A whole array or object that is written as in JSON: a short cut for the usual."""
+    openers: ClassVar[re.Pattern[str]] = re.compile(rf"(?>\[{BEFORE_ITEM}){{2,}}+")
+    """Openings of arrays and objects (these with a key), after which a value comes: against deep nesting."""
 
     def __init__(self, source: Source, output: JsonOutput) -> None:
         self.source = source
@@ -74,21 +85,26 @@ class ValueReader(ABC):
         source, output = self.source, self.output
         closers: list[str] = []
         while True:
-            character = yield from self._next()
+            character = self._here() or (yield from self._next())
             output.hold(self._space)
             separator: str | None
-            if character and character in self.brackets:
+            if not character or character not in self.brackets:
+                yield from self.read_scalar(character)
+                separator = None
+            elif self._copy_whole():
+                separator = None
+            elif opened := self._open_many():
+                closers += map(_CLOSERS.__getitem__, opened)
+                continue
+            else:
                 source.position += 1
                 output.open("{" if character == "{" else "[")
                 closers.append(_CLOSERS[character])
                 separator = ""
-            else:
-                yield from self.read_scalar(character)
-                separator = None
             while closers:
                 closer = closers[-1]
                 if separator is None:  # a value has ended
-                    character = yield from self._next()
+                    character = self._here() or (yield from self._next())
                     if character == ",":
                         source.position += 1
                         separator = self._space + ","
@@ -98,19 +114,46 @@ class ValueReader(ABC):
                         source.fail()
                 if separator is not None:
                     separator = self._copy_run(self.members if closer == "}" else self.items, separator)
-                    character = yield from self._next()
+                    character = self._here() or (yield from self._next())
                 if character != closer:
                     assert separator is not None
                     output.hold(separator + self._space)
                     if closer == "}":
                         yield from self.read_key()
                     break
-                source.position += 1
-                closers.pop()
-                output.close()
+                if separator == "":
+                    output.hold(self._space)
+                end = source.position
+                while closers and source.text.startswith(closers[-1], end):
+                    closers.pop()
+                    end += 1
+                output.close(end - source.position)
+                source.position = end
                 separator = None
             else:
                 return
+
+    def _copy_whole(self) -> bool:
+        """Copies an array or object if all of it is there, and not too deep for a pattern."""
+        source = self.source
+        found = self.whole.match(source.text, source.position) if self.whole else None
+        if not found:
+            return False
+        source.position = found.end()
+        self.output.value(found[0])
+        return True
+
+    def _open_many(self) -> list[str]:
+        """Opens several arrays and objects at once; returns their brackets."""
+        source = self.source
+        found = self.openers.match(source.text, source.position)
+        if not found:
+            return []
+        source.position = found.end()
+        brackets = [opening[0] for opening in _OPENING.findall(found[0])]
+        text = found[0].replace("(", "[") if "(" in self.brackets else found[0]
+        self.output.open_all(text, ["{" if bracket == "{" else "[" for bracket in brackets])
+        return brackets
 
     def _copy_run(self, run: re.Pattern[str] | None, separator: str) -> str:
         """Copies many items at once; `separator` stands before them, what is returned before the next."""
@@ -125,14 +168,18 @@ class ValueReader(ABC):
         source.position = found.end()
         return text[len(values) :]
 
+    def _here(self) -> str:
+        """What `_next` returns, if it need not read for that; otherwise ""."""
+        source = self.source
+        character = source.text[source.position : source.position + 1]
+        if character in _SPACES:
+            return ""
+        self._space = ""
+        return character
+
     def _next(self) -> Reading[str]:
         """Reads over whitespace, which it keeps in `_space`; returns the next character, "" at the end."""
         source = self.source
-        self._space = ""
-        if source.position < len(source.text):
-            character = source.text[source.position]
-            if character not in " \t\r\n":
-                return character
         self._space = yield from source.take(WHITESPACE)
         return (yield from source.peek())
 
@@ -142,6 +189,8 @@ class JsonReader(ValueReader):
 
     items = re.compile(rf"(?>{_VALUE}{_COMMA})++")
     members = re.compile(rf"(?>{_KEY}{_VALUE}{_COMMA})++")
+    whole = re.compile(_VALUE)
+    openers = re.compile(rf"(?>\[{BEFORE_ITEM}|\{{{_SPACE}{_KEY}){{2,}}+")
 
     def read_key(self) -> Reading[None]:
         yield from self.source.expect('"')
@@ -159,7 +208,7 @@ class JsonReader(ValueReader):
             self.output.end_string()
         else:
             word = yield from self.source.take(WORD)
-            if not (yield from self.source.peek()):
+            if self.source.position == len(self.source.text):
                 self.source.fail()  # half a word, or the whole: nobody knows
             if word not in ("true", "false", "null") and not NUMBER.fullmatch(word):
                 raise Malformed
@@ -179,17 +228,28 @@ def read_json_string(source: Source, write: Callable[[str], None]) -> Reading[No
             if source.closed:
                 source.position = len(source.text)
                 source.fail()
+            if not rest:
+                source.wait(_PLAIN, write)
             yield
         elif rest[0] == '"':
             source.position += 1
             return
         else:
-            source.position += 1
-            if rest[0] == "\\":
-                if rest[1] != "'":
-                    write("\\\\")
-            else:
-                write(_CONTROL[rest[0]])
+            # Something to be mended, which seldom comes alone: as much of the string as there is, at once.
+            found = _STRING_REPAIRED.match(source.text, source.position)
+            assert found is not None and found[0]
+            source.position = found.end()
+            write(_REPAIRS.sub(_repaired, found[0]))
+
+
+def _repaired(found: re.Match[str]) -> str:
+    """What is to stand for an escape or a control character that was found in a string."""
+    text = found[0]
+    if found["escape"]:
+        return text
+    if text == "\\'":
+        return "'"
+    return "\\\\" if text == "\\" else _CONTROL[text]
 
 
 def whole_value(text: str, reader: type[ValueReader]) -> str | None:
