@@ -154,3 +154,12 @@ def test_markers_are_found_as_if_all_text_were_there(markers: list[str], pieces:
             # At each character of prose no marker begins.
             rest = "".join(p.strip("[]") for p in whole[index:])
             assert not any(rest.startswith(marker) for marker in markers)
+
+
+@pytest.mark.parametrize("unit", [" ", "to", "<|", "<|start|>", "a"])
+def test_harmony_holds_back_little(unit: str) -> None:
+    """What is held back is joined with each new piece: if it grew, reading would be quadratic."""
+    reader = HarmonyReader()
+    for _ in range(1000):
+        reader.feed(unit)
+        assert len(reader._held) < 32
