@@ -47,9 +47,9 @@ async def constrain(
     is_required = answer.tool_choice.mode == "required"
     calls = await _call_grammar(model, answer) if answer.tools else None
     if is_required and calls is None:
+        _check_tokenizer(model, "tool_choice")
         raise InvalidRequestError(
-            f"tool_choice: calls cannot be enforced in the format of the parser {answer.tool_parser}",
-            param="tool_choice",
+            "tool_choice: this server reads no calls (chat.tool_call_parser is none)", param="tool_choice"
         )
     if calls is not None and is_required:
         return await _after_thinking(model, answer, calls.required(), calls.parts, "tool_choice", calls)
@@ -94,18 +94,17 @@ async def _after_thinking(
 
 
 async def _call_grammar(model: ServedModel, answer: AnswerFormat) -> CallGrammar | None:
-    """The calls that this answer may make; None where it is not known how to enforce them.
+    """The calls that this answer may make; None where nobody reads them, or nothing can be enforced.
 
     Raises:
         InvalidRequestError: the schema of a call that is asked for, or to be followed strictly, cannot be
             enforced.
     """
-    syntax = None if answer.tool_parser is None else call_syntax(answer.tool_parser)
-    if syntax is None or not _has_tokenizer(model):
+    if answer.tool_parser is None or not _has_tokenizer(model):
         return None
     is_required = answer.tool_choice.mode == "required"
     return CallGrammar(
-        syntax,
+        call_syntax(answer.tool_parser),
         answer.tools,
         [
             await _arguments(model, tool, f"tools[{i}].function.parameters", tool.strict or is_required)

@@ -1,19 +1,23 @@
 """Grammars for tool calls, in the formats that the tool parsers read.
 
 It does not know requests or tokens. Every format here takes its arguments as JSON, so that a tool's schema
-holds as it is; where a family has several formats, it is the one in which its parser reads JSON.
+holds as it is. Where a family has several formats, a call that is asked for comes in one in which its parser
+reads JSON, and a call that the model begins by itself is held to all those that begin as it does.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mlxd.chat.structured import Grammar, literal
 from mlxd.chat.tool_parsers import get
 from mlxd.chat.types import ToolSpec
 from mlxd.text.markers import MarkerScanner
+
+_LEXEMES = re.compile(r"\A\n|.+", re.DOTALL)
 
 MAX_CALLS = 16
 """Calls in one answer that is made of nothing else: a small model would go on for ever."""
@@ -26,8 +30,9 @@ class CallSyntax:
     """`opening`, then calls with `between` them, then `closing`.
 
     A call is `before`, its arguments, `after`; {name} stands for the tool's name. `trigger` is the text with
-    which `opening`, or else `before`, begins where the model writes calls so by itself: the rest can be
-    enforced once it has written that. "": it might go on in another way that the parser knows.
+    which the model begins a call by itself, if it then goes on as this syntax or one of the `others` says,
+    those that begin so: the rest can be enforced once it has written that. "": it might go on in another way
+    that the parser knows.
     """
 
     before: str
@@ -37,6 +42,15 @@ class CallSyntax:
     closing: str = ""
     trigger: str = ""
     one_only: bool = False
+    others: tuple[CallSyntax, ...] = ()
+
+    def rest(self, trigger: str) -> CallSyntax | None:
+        """What is left behind the trigger; None where calls do not begin so. Without an opening, one call."""
+        if self.opening.startswith(trigger):
+            return replace(self, opening=self.opening.removeprefix(trigger))
+        if self.opening or not self.before.startswith(trigger):
+            return None
+        return replace(self, before=self.before.removeprefix(trigger).lstrip(), one_only=True)
 
 
 def _tagged(before: str, after: str, trigger: str = "") -> CallSyntax:
@@ -46,6 +60,9 @@ def _tagged(before: str, after: str, trigger: str = "") -> CallSyntax:
 
 
 _HERMES = _tagged('{"name": "{name}", "arguments": ', "}", "<tool_call>")
+_FUNCTION = CallSyntax(before="<function={name}>", after="</function>", between="\n", trigger="<function=")
+_MISTRAL, _DEEPSEEK, _KIMI = "[TOOL_CALLS]", "<｜tool▁calls▁begin｜>", "<|tool_calls_section_begin|>"
+_HARMONY = "<|channel|>commentary to=functions."
 
 SYNTAXES: dict[str, CallSyntax] = {
     "auto": _HERMES,
@@ -56,40 +73,79 @@ SYNTAXES: dict[str, CallSyntax] = {
     "qwen3_coder": _tagged("<function={name}>\n", "\n</function>"),
     "glm47": CallSyntax(before="<tool_call>{name}\n", after="</tool_call>", between="\n"),
     "mistral": CallSyntax(
-        opening="[TOOL_CALLS][",
+        opening=f"{_MISTRAL}[",
         before='{"name": "{name}", "arguments": ',
         after="}",
         between=", ",
         closing="]",
+        trigger=_MISTRAL,
+        others=(CallSyntax(before=f"{_MISTRAL}{{name}}"), CallSyntax(before=f"{_MISTRAL}{{name}}[ARGS]")),
     ),
-    "llama": CallSyntax(before='{"name": "{name}", "parameters": ', after="}", between="; "),
+    "llama": CallSyntax(
+        before='{"name": "{name}", "parameters": ',
+        after="}",
+        between="; ",
+        trigger=_FUNCTION.trigger,
+        others=(_FUNCTION,),
+    ),
     "deepseek": CallSyntax(
-        opening="<｜tool▁calls▁begin｜>",
+        opening=_DEEPSEEK,
         before="<｜tool▁call▁begin｜>function<｜tool▁sep｜>{name}\n```json\n",
         after="\n```<｜tool▁call▁end｜>",
         between="\n",
         closing="<｜tool▁calls▁end｜>",
+        trigger=_DEEPSEEK,
+        others=(
+            CallSyntax(
+                opening=_DEEPSEEK,
+                before="<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>",
+                after="<｜tool▁call▁end｜>",
+                closing="<｜tool▁calls▁end｜>",
+            ),
+        ),
     ),
     "kimi": CallSyntax(
-        opening="<|tool_calls_section_begin|>",
+        opening=_KIMI,
         before="<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>",
         after="<|tool_call_end|>",
         closing="<|tool_calls_section_end|>",
+        trigger=_KIMI,
     ),
     "xlam": CallSyntax(
         opening="[", before='{"name": "{name}", "arguments": ', after="}", between=", ", closing="]"
     ),
-    "functionary": CallSyntax(before="<function={name}>", after="</function>", between="\n"),
+    "functionary": _FUNCTION,
     "harmony": CallSyntax(
-        before="<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>", one_only=True
+        before=f"{_HARMONY}{{name}} <|constrain|>json<|message|>",
+        one_only=True,
+        trigger=_HARMONY,
+        others=(
+            CallSyntax(before=f"{_HARMONY}{{name}} json<|message|>"),
+            CallSyntax(before=f"{_HARMONY}{{name}}<|message|>"),
+        ),
+    ),
+    "gemma4": CallSyntax(before="<|tool_call>call:{name}", after="<tool_call|>"),
+    "minimax": CallSyntax(
+        opening="<minimax:tool_call>\n",
+        before='<invoke name="{name}">\n',
+        after="\n</invoke>",
+        between="\n",
+        closing="\n</minimax:tool_call>",
+    ),
+    "deepseek_v4": CallSyntax(
+        opening="<｜DSML｜tool_calls>\n",
+        before='<｜DSML｜invoke name="{name}">\n',
+        after="\n</｜DSML｜invoke>",
+        between="\n",
+        closing="\n</｜DSML｜tool_calls>",
     ),
 }
-"""By the parser's name. Parsers that are missing read no JSON arguments."""
+"""By the parser's name: every parser has one."""
 
 
-def call_syntax(parser: str) -> CallSyntax | None:
-    """How calls can be enforced that this parser reads; None where they cannot."""
-    return SYNTAXES.get(get(parser).name)
+def call_syntax(parser: str) -> CallSyntax:
+    """How calls can be enforced that this parser reads."""
+    return SYNTAXES[get(parser).name]
 
 
 def arguments_schema(tool: ToolSpec) -> dict[str, Any]:
@@ -114,7 +170,7 @@ class CallGrammar:
         self._tools = tools
         self._special_tokens = special_tokens
         self._scanner = MarkerScanner(special_tokens)
-        self._parallel = parallel and not syntax.one_only
+        self._parallel = parallel
         self.parts: dict[str, Grammar] = {f"arguments_{i}": grammar for i, grammar in enumerate(arguments)}
 
     @property
@@ -124,14 +180,13 @@ class CallGrammar:
 
     def required(self) -> str:
         """One call or more, and nothing else."""
-        return self._calls(self._syntax.opening, self._syntax.before)
+        return self._calls(self._syntax)
 
     def after_trigger(self) -> str:
         """What follows the trigger: the rest of one call, or of all that stand in one opening."""
         syntax = self._syntax
-        if syntax.opening:
-            return self._calls(syntax.opening.removeprefix(syntax.trigger), syntax.before)
-        return f"({self._call(syntax.before.removeprefix(syntax.trigger).lstrip())})"
+        ways = [way.rest(syntax.trigger) for way in (syntax, *syntax.others)]
+        return " | ".join(f"({self._calls(way)})" for way in ways if way is not None)
 
     def after_analysis(self, start: str) -> str:
         """`start`, behind a message on Harmony's analysis channel, if there is one."""
@@ -139,30 +194,34 @@ class CallGrammar:
         return f"({self.text(header)} /(.|\\n)*/ {self.text(end)})? {start}"
 
     def text(self, text: str) -> str:
-        """A text in Lark: special tokens are no text for llguidance, which knows them by id."""
+        """A text in Lark: special tokens are no text for llguidance, which knows them by id.
+
+        A line break at its beginning stands for itself: llguidance's lexer takes the longest it can, and
+        would be stuck where "\\n" and "\\n</tag>" may both come.
+        """
         pieces: list[str] = []
         position = 0
         while position < len(text):
             end, marker = self._scanner.scan(text, position, is_last=True)
             if end > position:
-                pieces.append(literal(text[position:end]))
+                pieces += map(literal, _LEXEMES.findall(text[position:end]))
             if marker:
                 pieces.append(f"<[{self._special_tokens[marker]}]>")
             position = end + len(marker)
         return " ".join(pieces)
 
-    def _calls(self, opening: str, before: str) -> str:
-        syntax, call = self._syntax, self._call(before)
-        calls = f"({call})"
-        if self._parallel:
-            calls += f" ({self.text(syntax.between)} ({call})){{0,{MAX_CALLS - 1}}}"
-        return f"{self.text(opening)} {calls} {self.text(syntax.closing)}"
+    def _calls(self, syntax: CallSyntax) -> str:
+        call = f"({self._call(syntax)})"
+        calls = call
+        if self._parallel and not syntax.one_only:
+            calls += f" ({self.text(syntax.between)} {call}){{0,{MAX_CALLS - 1}}}"
+        return f"{self.text(syntax.opening)} {calls} {self.text(syntax.closing)}"
 
-    def _call(self, before: str) -> str:
+    def _call(self, syntax: CallSyntax) -> str:
         """One call of any of the tools."""
-        after = self.text(self._syntax.after)
+        after = self.text(syntax.after)
         return " | ".join(
-            f"{self._before(before.replace('{name}', tool.name))} @{part} {after}"
+            f"{self._before(syntax.before.replace('{name}', tool.name))} @{part} {after}"
             for tool, part in zip(self._tools, self.parts, strict=True)
         )
 

@@ -1,7 +1,7 @@
 """Gemma 4: `<|tool_call>call:f{k:<|"|>v<|"|>,n:42}<tool_call|>`; FunctionGemma likewise, with other tags.
 
 It does not know other families. Format: https://ai.google.dev/gemma/docs, function calling. Keys stand
-without quotes, strings between quote tokens, all else as in JSON.
+without quotes, strings between quote tokens, all else as in JSON; plain JSON is understood too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import re
 from typing import ClassVar, NamedTuple
 
 from mlxd.chat.tool_parsers.base import ToolFormat
+from mlxd.chat.tool_parsers.json_calls import read_string
 from mlxd.chat.tool_parsers.json_output import JsonOutput, json_string_body
 from mlxd.chat.tool_parsers.python_values import WORDS
 from mlxd.chat.tool_parsers.schema import ANY, Types, argument_types, encode_argument
@@ -86,7 +87,10 @@ class _GemmaReader(ValueReader):
 
     def take_key(self) -> Reading[str]:
         """Reads a key and its colon; returns the key."""
-        if (yield from self.source.peek()) == "<":
+        character = yield from self.source.peek()
+        if character == '"':
+            key = yield from read_string(self.source)
+        elif character == "<":
             yield from self.source.expect(self._quote)
             pieces: list[str] = []
             if not (yield from self.source.copy_until(self._quotes, pieces.append)):

@@ -9,7 +9,8 @@ import re
 from typing import ClassVar
 
 from mlxd.chat.tool_parsers.base import ToolFormat
-from mlxd.chat.tool_parsers.call import Session
+from mlxd.chat.tool_parsers.call import Call, Session
+from mlxd.chat.tool_parsers.json_calls import read_arguments
 from mlxd.chat.tool_parsers.parameters import ParameterWriter
 from mlxd.chat.tool_parsers.schema import Types
 from mlxd.chat.tool_parsers.source import Malformed, Reading
@@ -22,7 +23,8 @@ _ATTRIBUTE = r"""\s{}\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"']+))"""
 class InvokeFormat(ToolFormat):
     """`prefix` stands before the tag names `invoke` and `parameter`, `blocks` are the names of tags around.
 
-    The tag around the calls may be missing if `<…invoke` is among the markers.
+    The tag around the calls may be missing if `<…invoke` is among the markers. The arguments may also be one
+    JSON object, without tags.
     """
 
     prefix: ClassVar[str]
@@ -37,8 +39,7 @@ class InvokeFormat(ToolFormat):
         self._value_ends = MarkerScanner((self._parameter_end, *self._ends))
 
     def read(self, opening: str) -> Reading[None]:
-        source = self.source
-        invoke, parameter, ends = self._invoke, self._parameter, self._ends
+        source, invoke, ends = self.source, self._invoke, self._ends
         found = opening
         if opening != invoke:
             found = yield from source.expect(invoke)
@@ -46,16 +47,12 @@ class InvokeFormat(ToolFormat):
             call = self.new_call()
             name = _attribute("name", (yield from self._read_attributes()))
             call.set_name(name)
-            parameters = ParameterWriter(self.session, call, name, trims_newlines=self.trims_newlines)
-            tag = yield from source.expect(parameter, *ends)
-            while tag not in ends:
-                attributes = yield from self._read_attributes()
-                key = _attribute("name", attributes)
-                tag = yield from parameters.add(key, self._value_ends, self.value_types(key, attributes))
-                if tag == self._parameter_end:
-                    tag = yield from source.expect(parameter, *ends)
-            parameters.close()
-            call.end()
+            if (yield from source.skip_whitespace()) == "{":
+                yield from read_arguments(source, call)
+                call.end()
+                tag = yield from source.accept_closing(*ends)
+            else:
+                tag = yield from self._read_parameters(call, name)
             if tag != ends[0]:
                 return
             found = yield from source.accept(invoke, *ends[1:])
@@ -63,6 +60,21 @@ class InvokeFormat(ToolFormat):
     def value_types(self, key: str, attributes: str) -> Types | None:
         """What a parameter's attributes say of its value; None where that is left to the schema."""
         return None
+
+    def _read_parameters(self, call: Call, name: str) -> Reading[str]:
+        """Reads parameters in tags, and the tag that closes the call, which it returns."""
+        source = self.source
+        parameters = ParameterWriter(self.session, call, name, trims_newlines=self.trims_newlines)
+        tag = yield from source.expect(self._parameter, *self._ends)
+        while tag not in self._ends:
+            attributes = yield from self._read_attributes()
+            key = _attribute("name", attributes)
+            tag = yield from parameters.add(key, self._value_ends, self.value_types(key, attributes))
+            if tag == self._parameter_end:
+                tag = yield from source.expect(self._parameter, *self._ends)
+        parameters.close()
+        call.end()
+        return tag
 
     def _read_attributes(self) -> Reading[str]:
         attributes = yield from self.source.take(_ATTRIBUTES)

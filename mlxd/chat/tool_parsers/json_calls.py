@@ -54,7 +54,7 @@ def read_arguments(source: Source, call: Call) -> Reading[None]:
     if character == "{":
         yield from JsonReader(source, call.output).read()
     elif character == '"':
-        text = yield from _read_string(source)
+        text = yield from read_string(source)
         if text.strip():
             arguments = whole_value(text, JsonReader) if text.lstrip()[0] == "{" else None
             if arguments is None:
@@ -98,7 +98,7 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
         if key == "function" and character == "{" and not is_nested:
             has_arguments = yield from _read_members(tool_format, call, is_bare, is_nested=True)
         elif key in ("name", "function"):
-            name = yield from _read_string(source)
+            name = yield from read_string(source)
             if is_bare and not tool_format.session.may_call(name):
                 raise Malformed
             call.set_name(name)
@@ -113,7 +113,7 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
             return has_arguments
 
 
-def _read_string(source: Source) -> Reading[str]:
+def read_string(source: Source) -> Reading[str]:
     """Reads a JSON string; returns what it says."""
     yield from source.expect('"')
     pieces: list[str] = []

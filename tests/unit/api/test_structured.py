@@ -220,13 +220,22 @@ def test_a_tool_whose_schema_cannot_be_enforced_is_refused_where_it_must_hold(en
         assert response.json()["error"]["param"] == "tools[1].function.parameters"
 
 
-def test_a_parser_without_a_grammar_refuses_to_enforce() -> None:
-    engine = FakeEngine()
-    app = make_app(engine, {"chat": {"tool_call_parser": "gemma4"}})
+@pytest.mark.parametrize("parser", ["gemma4", "minimax", "deepseek_v4"])
+def test_formats_without_json_are_enforced_too(engine: FakeEngine, parser: str) -> None:
+    app = make_app(engine, {"chat": {"tool_call_parser": parser}})
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "tool_choice": "required"}
+    assert call(app, "POST", CHAT, json=body).status_code == 200
+    spec = grammar_of(engine)
+    assert spec is not None and LLMatcher.validate_grammar(spec.grammar) == ""
+
+
+def test_without_a_parser_no_call_is_enforced(engine: FakeEngine) -> None:
+    app = make_app(engine, {"chat": {"tool_call_parser": "none"}})
     body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "tool_choice": "required"}
     response = call(app, "POST", CHAT, json=body)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "tool_choice"
+    assert not engine.submitted
 
 
 def test_thinking_comes_first() -> None:

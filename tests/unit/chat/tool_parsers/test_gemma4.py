@@ -15,6 +15,11 @@ def call(body: str) -> str:
 PARIS = call(f"get_weather{{city:{Q}Paris{Q}}}")
 
 CASES = [
+    Case(
+        "plain JSON",
+        '<|tool_call>call:get_weather{"city": "a}\\n\\u00e9", "days": 2}<tool_call|>',
+        [("get_weather", {"city": "a}\né", "days": 2})],
+    ),
     Case("one", PARIS, [CALL], raw=['{"city": "Paris"}']),
     Case("two", PARIS + PARIS, [CALL, CALL]),
     Case("two, a line break", f"{PARIS}\n{PARIS}", [CALL, CALL]),

@@ -16,6 +16,11 @@ def invoke(name: str, **values: str) -> str:
 PARIS = invoke("get_weather", city="Paris")
 
 CASES = [
+    Case(
+        "arguments in JSON",
+        BEGIN + '<invoke name="get_weather">\n{"city": "</invoke>", "days": 2}\n</invoke>' + PARIS + END,
+        [("get_weather", {"city": "</invoke>", "days": 2}), CALL],
+    ),
     Case("one", f"{BEGIN}\n{PARIS}{END}", [CALL], raw=['{"city": "Paris"}']),
     Case(
         "no line breaks",
