@@ -41,6 +41,7 @@ class ChatPrompt:
             sampling=msgspec.structs.replace(plan.sampling, grammar=self.grammar),
             skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
             thinking=self.thinking,
+            make_end_check=None if self.answer.max_calls is None else self.answer.end_check,
         )
 
     def pipelines(

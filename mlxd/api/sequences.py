@@ -5,11 +5,12 @@ It does not know a request's schema, messages, prompts' text or answers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from mlxd.config import Config
-from mlxd.engine.request import GenerationRequest
+from mlxd.engine.request import EndCheck, GenerationRequest
 from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
 from mlxd.step import SamplingParams
@@ -40,6 +41,7 @@ class SequencePlan:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     thinking: ThinkingParams | None = None
+    make_end_check: Callable[[], EndCheck] | None = None
     priority: int = 0
 
     def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
@@ -58,6 +60,7 @@ class SequencePlan:
                 ignore_eos=self.ignore_eos,
                 skip_special_tokens=self.skip_special_tokens,
                 thinking=self.thinking,
+                make_end_check=self.make_end_check,
                 priority=self.priority,
                 stream_interval=self.stream_interval,
                 timeout_seconds=self.timeout_seconds,

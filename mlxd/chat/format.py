@@ -22,6 +22,7 @@ from mlxd.chat.tool_text import with_instructions, without_calls
 from mlxd.chat.tools import FREE_CHOICE, ToolChoice, template_tools
 from mlxd.chat.types import ToolSpec
 from mlxd.config import ChatConfig
+from mlxd.engine.request import EndCheck
 from mlxd.text.markers import MarkerScanner
 from mlxd.text.thinking import ThinkingTags
 
@@ -66,6 +67,21 @@ class AnswerFormat:
             return None
         return self.reasoning.tags(opened=self.is_open, interrupts=self._call_markers())
 
+    @property
+    def max_calls(self) -> int | None:
+        """After how many calls the answer is over; None for no limit."""
+        return None if self.tool_parser is None or self.tool_choice.parallel else 1
+
+    def end_check(self) -> EndCheck:
+        """What tells, text by text, when the answer has all the calls that it may."""
+        pipeline = self.pipeline(str, keeps_special_tokens=True)
+
+        def is_over(text: str) -> bool:
+            pipeline.feed(text)
+            return pipeline.is_over
+
+        return is_over
+
     def pipeline(self, make_call_id: Callable[[], str], *, keeps_special_tokens: bool) -> OutputPipeline:
         """The parsers of one sequence. `keeps_special_tokens`: the client wants to see them all."""
         if self.is_plain:
@@ -74,9 +90,10 @@ class AnswerFormat:
         name, tools = self.tool_parser, self.tools
         return OutputPipeline(
             self._reasoning_parser(),
-            None if name is None else tool_parsers.make_parser(name, tools, make_id=make_call_id),
+            None
+            if name is None
+            else tool_parsers.make_parser(name, tools, make_id=make_call_id, max_calls=self.max_calls),
             special_tokens=SpecialTokenFilter(self.special_tokens) if strips else None,
-            max_calls=None if self.tool_choice.parallel else 1,
         )
 
     def _reasoning_parser(self) -> ReasoningParser | None:

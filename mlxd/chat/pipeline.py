@@ -10,7 +10,7 @@ from typing import Protocol
 
 from mlxd.chat.reasoning.base import CallInThinking, ReasoningEvent, ReasoningParser
 from mlxd.chat.special_tokens import SpecialTokenFilter
-from mlxd.chat.types import Event, TextDelta, ToolCallDelta, ToolCallStart
+from mlxd.chat.types import Event, TextDelta, ToolCallStart
 
 
 class Parser(Protocol):
@@ -19,6 +19,10 @@ class Parser(Protocol):
     Incremental: linear in its input, the same events for every way of cutting the text. Events that carry
     adjacent pieces of the same thing may be cut differently; joined they are the same.
     """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all the calls that are wanted have been made: no more events come."""
 
     def feed(self, text: str) -> list[Event]:
         """The events that `text` (never empty) completes."""
@@ -40,7 +44,6 @@ class OutputPipeline:
     __slots__ = (
         "_call_in_thinking",
         "_filter",
-        "_max_calls",
         "_reasoning_parser",
         "_tool_parser",
         "num_calls",
@@ -52,21 +55,23 @@ class OutputPipeline:
         tool_parser: Parser | None = None,
         *,
         special_tokens: SpecialTokenFilter | None = None,
-        max_calls: int | None = None,
     ) -> None:
-        """`special_tokens` takes out of text and reasoning what was kept for the parsers only. Of the calls,
-        those after the first `max_calls` are left out."""
+        """`special_tokens` takes out of text and reasoning what was kept for the parsers only."""
         self._reasoning_parser = reasoning_parser
         self._tool_parser = tool_parser
         self._filter = special_tokens
-        self._max_calls = max_calls
         self._call_in_thinking = False
         self.num_calls = 0
-        """calls that have begun, left out ones not among them"""
+        """calls that have begun"""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the answer is whole, because it has all the calls that it may: what comes is left out."""
+        return self._tool_parser is not None and self._tool_parser.is_over
 
     def feed(self, text: str) -> list[Event]:
         """The events that a delta completes; none for an empty one."""
-        if not text:
+        if not text or self.is_over:
             return []
         tools = self._tool_parser
         if self._reasoning_parser is None:
@@ -81,7 +86,7 @@ class OutputPipeline:
         """The events of whatever the parsers held back. To be called once, after the last delta."""
         reasoning, tools = self._reasoning_parser, self._tool_parser
         events: list[Event] = []
-        if reasoning is not None and not self._call_in_thinking:
+        if reasoning is not None and not self._call_in_thinking and not self.is_over:
             events = self._parse_tools(reasoning.finish())
         if tools is not None:
             rest = tools.finish()
@@ -98,6 +103,8 @@ class OutputPipeline:
             return _without_calls(events)
         parsed: list[Event] = []
         for event in events:
+            if tools.is_over:
+                break
             if isinstance(event, TextDelta):
                 parsed += tools.feed(event.text)
             elif isinstance(event, CallInThinking):
@@ -119,15 +126,8 @@ class OutputPipeline:
         return thought
 
     def _finish_up(self, events: list[Event]) -> list[Event]:
-        """Counts and limits the calls, takes out special tokens."""
+        """Counts the calls, takes out special tokens."""
         if self._tool_parser is not None:
-            limit = self._max_calls
-            if limit is not None:
-                events = [
-                    event
-                    for event in events
-                    if not isinstance(event, ToolCallStart | ToolCallDelta) or event.index < limit
-                ]
             for event in events:
                 if isinstance(event, ToolCallStart):
                     self.num_calls += 1

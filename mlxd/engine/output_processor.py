@@ -40,13 +40,16 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
         at_limit = num_output_tokens >= request.max_tokens
         if at_limit:
             text += request.detokenizer.finish()
+        may_stop = num_output_tokens >= request.params.sampling.min_tokens
         checker = request.stop_checker
-        if checker is not None and num_output_tokens >= request.params.sampling.min_tokens:
+        if checker is not None and may_stop:
             text, stop_reason = checker.feed(text)
             if stop_reason is not None:
                 finish_reason = FinishReason.STOP
             elif at_limit:
                 text += checker.finish()
+        if request.end_check is not None and request.end_check(text) and may_stop:
+            finish_reason = FinishReason.STOP
         if finish_reason is None and at_limit:
             finish_reason = FinishReason.LENGTH
     output = RequestOutput(

@@ -6,6 +6,7 @@ It does not know HTTP, dialects or blocks: prompts are token ids, answers are te
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from mlxd.engine.queue import Share
     from mlxd.engine.stream import OutputStream
     from mlxd.text.detokenizer import Detokenizer
+
+
+EndCheck = Callable[[str], bool]
+"""Is told of an answer's text as it comes; says whether it is whole, and so generation over."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +50,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     thinking: ThinkingParams | None = None
     """how to count and limit the model's thinking; None where it does not think"""
+    make_end_check: Callable[[], EndCheck] | None = None
+    """makes what knows from the text alone that the answer is whole; it ends as if the model had ended it"""
     priority: int = 0
     """lower runs first"""
     client: str = ""
@@ -140,6 +147,7 @@ class Request:
         "arrival_time",
         "decoding",
         "detokenizer",
+        "end_check",
         "finish_time",
         "first_scheduled_time",
         "first_token_time",
@@ -183,6 +191,7 @@ class Request:
         self.detokenizer = detokenizer
         self.stop_checker = StopChecker(params.stop) if params.stop else None
         self.thinking = ThinkingWatch(params.thinking) if params.thinking else None
+        self.end_check = params.make_end_check() if params.make_end_check else None
         self.stop_token_ids = stop_token_ids
         """token ids that end this request, the model's own among them unless ignore_eos"""
         self.max_tokens = max_tokens

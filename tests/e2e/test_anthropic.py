@@ -215,11 +215,14 @@ def test_the_sdks_own_tool_runner(playback):
 
 
 def test_calls_in_parallel_or_one(playback):
-    both = ask(playback, CALL + CALL, tools=[WEATHER]).content
-    assert [block.type for block in both] == ["tool_use", "tool_use"]
-    assert both[0].id != both[1].id
+    both = ask(playback, CALL + CALL, tools=[WEATHER])
+    assert [block.type for block in both.content] == ["tool_use", "tool_use"]
+    assert both.content[0].id != both.content[1].id
     choice = {"type": "auto", "disable_parallel_tool_use": True}
-    assert len(ask(playback, CALL + CALL, tools=[WEATHER], tool_choice=choice).content) == 1
+    one = ask(playback, CALL + CALL, tools=[WEATHER], tool_choice=choice)
+    assert (len(one.content), one.stop_reason) == (1, "tool_use")
+    # Generation has ended with the first call.
+    assert one.usage.output_tokens <= both.usage.output_tokens / 2
 
 
 def test_tools_that_may_not_be_called(playback):

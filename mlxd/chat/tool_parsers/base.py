@@ -28,6 +28,10 @@ class ToolParser(Protocol):
     markers: tuple[str, ...]
     preserve_special_tokens: bool
 
+    @property
+    def is_over(self) -> bool:
+        """Whether all the calls that are wanted have been made: no more events come."""
+
     def feed(self, text: str) -> list[Event]:
         """The events that `text` (never empty) completes."""
 
@@ -99,15 +103,25 @@ class StreamingToolParser:
     __slots__ = ("_format", "_reading", "_session", "aliases", "markers", "name", "preserve_special_tokens")
 
     def __init__(
-        self, format_class: type[ToolFormat], tools: Sequence[ToolSpec] | None, make_id: Callable[[], str]
+        self,
+        format_class: type[ToolFormat],
+        tools: Sequence[ToolSpec] | None,
+        make_id: Callable[[], str],
+        *,
+        max_calls: int | None = None,
     ) -> None:
         self.name = format_class.name
         self.aliases = format_class.aliases
         self.markers = format_class.markers
         self.preserve_special_tokens = format_class.preserve_special_tokens
-        self._session = Session(tools, make_id)
+        self._session = Session(tools, make_id, max_calls=max_calls)
         self._format = format_class(self._session)
         self._reading = self._read()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all the calls that are wanted have been made: no more events come."""
+        return self._session.events.is_over
 
     def feed(self, text: str) -> list[Event]:
         """The events that `text` (never empty) completes."""
@@ -143,7 +157,7 @@ def attempt(session: Session, reading: Reading[None]) -> Reading[None]:
     except Malformed as error:
         left = session.source.recorded()
         if session.call is not None and session.call.has_begun:
-            session.call.output.complete()
+            session.call.complete()
             if isinstance(error, Cut):
                 left = ""
     else:

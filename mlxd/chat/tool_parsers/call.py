@@ -18,9 +18,15 @@ class Session:
 
     __slots__ = ("call", "events", "make_id", "source", "tools")
 
-    def __init__(self, tools: Sequence[ToolSpec] | None, make_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        tools: Sequence[ToolSpec] | None,
+        make_id: Callable[[], str],
+        *,
+        max_calls: int | None = None,
+    ) -> None:
         self.source = Source()
-        self.events = EventWriter()
+        self.events = EventWriter(max_calls)
         self.tools = {tool.name: tool for tool in tools or ()}
         self.make_id = make_id
         self.call: Call | None = None
@@ -74,7 +80,13 @@ class Call:
             self._source.fail()
         if not self.has_begun:
             self._write("{}")
+        self._events.end_call()
         self._source.record()
+
+    def complete(self) -> None:
+        """A call that has begun was cut, or turned malformed: its arguments are closed where they are."""
+        self.output.complete()
+        self._events.end_call()
 
     def _write(self, text: str) -> None:
         if self.has_begun:

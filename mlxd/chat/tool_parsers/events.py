@@ -17,6 +17,8 @@ class EventWriter:
     sides, what stood before the call (or else after it) stays between the two. Without a call nothing
     changes.
 
+    Once `max_calls` calls have ended, `is_over`: what comes after them is left out.
+
     `at_line_start` and `after_space` say where the next character of text stands; a call counts as the
     beginning of a line.
     """
@@ -28,13 +30,17 @@ class EventWriter:
         "_index",
         "_keeps_space",
         "_kind",
+        "_num_calls_left",
         "_pieces",
         "_space",
         "after_space",
         "at_line_start",
+        "is_over",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, max_calls: int | None = None) -> None:
+        self.is_over = False
+        self._num_calls_left = max_calls
         self.at_line_start = True
         self.after_space = True
         self._events: list[Event] = []
@@ -48,6 +54,8 @@ class EventWriter:
 
     def text(self, text: str) -> None:
         """More prose. Never empty."""
+        if self.is_over:
+            return
         body = text.strip(_SPACE)
         if len(body) == len(text) and not self._space and self._kind is TextDelta:
             self._pieces.append(text)
@@ -73,11 +81,14 @@ class EventWriter:
 
     def reasoning(self, text: str) -> None:
         """More thinking, for formats whose frames name it. Never empty."""
-        self._switch(ReasoningDelta)
-        self._pieces.append(text)
+        if not self.is_over:
+            self._switch(ReasoningDelta)
+            self._pieces.append(text)
 
     def call(self, name: str, call_id: str) -> None:
         """A call begins."""
+        if self.is_over:
+            return
         self._flush()
         self._kind = ToolCallDelta
         self._index += 1
@@ -88,8 +99,15 @@ class EventWriter:
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the call that began last."""
-        self._switch(ToolCallDelta)
-        self._pieces.append(text)
+        if not self.is_over:
+            self._switch(ToolCallDelta)
+            self._pieces.append(text)
+
+    def end_call(self) -> None:
+        """The call that began last is whole."""
+        if self._num_calls_left is not None:
+            self._num_calls_left -= 1
+            self.is_over = self._num_calls_left <= 0
 
     def begin_line(self) -> None:
         """What comes next counts as the beginning of a line."""

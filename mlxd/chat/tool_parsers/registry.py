@@ -73,12 +73,19 @@ def get(name: str) -> type[ToolFormat]:
     return found
 
 
-def make_parser(name: str, tools: Sequence[ToolSpec] | None, *, make_id: Callable[[], str]) -> ToolParser:
+def make_parser(
+    name: str,
+    tools: Sequence[ToolSpec] | None,
+    *,
+    make_id: Callable[[], str],
+    max_calls: int | None = None,
+) -> ToolParser:
     """A parser for one answer. `make_id` gives ids such as `call_ids` makes; formats may shorten them.
 
-    `tools` are those that may be called, None or none of them where they are not known.
+    `tools` are those that may be called, None or none of them where they are not known. After `max_calls`
+    calls the answer is over.
     """
-    return StreamingToolParser(get(name), tools, make_id)
+    return StreamingToolParser(get(name), tools, make_id, max_calls=max_calls)
 
 
 def call_ids(source: random.Random) -> Callable[[], str]:

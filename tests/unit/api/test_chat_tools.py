@@ -309,8 +309,16 @@ def test_one_call_at_most() -> None:
     fields = {"tools": [WEATHER, TIME], "parallel_tool_calls": False}
     whole = flat(ask(FakeEngine(says(text)), **fields)["choices"][0])
     assert [c["name"] for c in whole["tool_calls"]] == ["weather"]
-    assert whole["content"] == "Done."
-    assert joined(stream(FakeEngine(says(text)), **fields)) == {**whole, "tool_calls": whole["tool_calls"]}
+    assert (whole["content"], whole["finish_reason"]) == ("", "tool_calls")
+    engine = FakeEngine(says(text))
+    assert joined(stream(engine, n=2, **fields)) == whole
+    # The engine is told when the call is complete, each sequence for itself.
+    first, second = (request.make_end_check for request in engine.submitted)
+    assert first is not None and second is not None
+    assert first()(PARIS) and not second()(PARIS[:-20])
+    engine = FakeEngine(says(text))
+    ask(engine, tools=[WEATHER])
+    assert engine.submitted[0].make_end_check is None
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -151,9 +151,13 @@ def test_tools_that_nobody_reads_are_shown_all_the_same() -> None:
 def test_one_call_at_most() -> None:
     choice = ToolChoice(parallel=False)
     rendered = render(make(template("qwen3"), "qwen3"), tools=TOOLS, tool_choice=choice)
-    events = read(rendered, CALL + CALL + "b")
+    events = read(rendered, "a" + CALL + CALL + "b")
     assert [event.name for event in events if isinstance(event, ToolCallStart)] == ["f"]
-    assert events[-1] == TextDelta("b")
+    assert [event.text for event in events if isinstance(event, TextDelta)] == ["a"]
+    first, second = rendered.answer.end_check(), rendered.answer.end_check()
+    assert not first("a" + CALL[:-20]) and not second("a")
+    assert first(CALL[-20:]) and first("b") and not second("b")
+    assert render(make(template("qwen3"), "qwen3"), tools=TOOLS).answer.max_calls is None
 
 
 def test_a_block_that_the_prompt_opens() -> None:

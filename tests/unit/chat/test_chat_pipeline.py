@@ -37,6 +37,8 @@ class Upper:
 class Digits:
     """A parser of tools: a digit is a whole call; a trailing "?" is one cut off."""
 
+    is_over = False
+
     def __init__(self) -> None:
         self.index = -1
 
@@ -98,9 +100,9 @@ SECOND = '<tool_call>{"name": "g", "arguments": {}}</tool_call>'
 def hermes(*, max_calls: int | None = None) -> OutputPipeline:
     """As a Qwen3 whose prompt has opened the block."""
     ids = (f"call_{n}" for n in itertools.count())
-    tools = tool_parsers.make_parser("hermes", None, make_id=lambda: next(ids))
+    tools = tool_parsers.make_parser("hermes", None, make_id=lambda: next(ids), max_calls=max_calls)
     thinking = formats.get("qwen3").parser(opened=True, interrupts=tools.markers)
-    return OutputPipeline(thinking, tools, max_calls=max_calls)
+    return OutputPipeline(thinking, tools)
 
 
 def merged(events: list[Event]) -> tuple[str, str, list[tuple[str, str, str]]]:
@@ -151,15 +153,35 @@ def test_a_call_within_thinking_is_a_call(text: str, reasoning: str, content: st
         assert merged(run(hermes(), *map(text.__getitem__, map(slice, [0, *cuts], [*cuts, None])))) == whole
 
 
-def test_of_the_calls_the_first_few_count() -> None:
-    text = f"a</think>b {CALL} c {SECOND} d"
-    pipeline = hermes(max_calls=1)
-    reasoning, content, calls = merged(run(pipeline, text))
-    assert (reasoning, content, [name for _, name, _ in calls]) == ("a", "b c d", ["f"])
-    assert pipeline.num_calls == 1
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"a</think>b {CALL} c {SECOND} d", ("a", "b", ["f"])),
+        (f"a {CALL} b</think>c {SECOND}", ("a", "", ["f"])),
+        (f'a</think><tool_call>{{"name": "f", "arguments": {{"a": 1, oops}}}} b {SECOND}', ("a", "", ["f"])),
+    ],
+)
+def test_after_the_last_call_that_is_wanted_the_answer_is_over(
+    text: str, expected: tuple[str, str, list[str]]
+) -> None:
+    for pieces in ([text], list(text)):
+        pipeline = hermes(max_calls=1)
+        reasoning, content, calls = merged(run(pipeline, *pieces))
+        assert (reasoning, content, [name for _, name, _ in calls]) == expected
+        assert (pipeline.num_calls, pipeline.is_over) == (1, True)
     everything = hermes()
     run(everything, text)
-    assert everything.num_calls == 2
+    assert (everything.num_calls, everything.is_over) == (2, False)
+
+
+def test_the_answer_is_over_with_the_last_character_of_the_call() -> None:
+    pipeline = hermes(max_calls=2)
+    for character in f"a{CALL}b</think>c{SECOND}".removesuffix("}</tool_call>"):
+        pipeline.feed(character)
+        assert not pipeline.is_over
+    pipeline.feed("}")
+    assert pipeline.is_over
+    assert pipeline.finish() == []
 
 
 def test_special_tokens_that_no_parser_read_are_taken_out() -> None:

@@ -166,6 +166,35 @@ def test_stop_token_gives_no_text(harness: Harness) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(("min_tokens", "max_tokens", "ends_after"), [(0, 12, 5), (7, 12, 7), (0, 5, 5)])
+def test_an_answer_that_is_known_to_be_whole_ends(
+    harness: Harness, min_tokens: int, max_tokens: int, ends_after: int
+) -> None:
+    """As if the model had ended it: at that token, its blocks free, its neighbour undisturbed."""
+
+    def check_after_five() -> Callable[[str], bool]:
+        texts: list[str] = []
+
+        def is_whole(text: str) -> bool:
+            texts.append(text)
+            return len(texts) >= 5
+
+        return is_whole
+
+    async def main() -> None:
+        async with harness() as h:
+            prompt = talkative(12)
+            sampling = SamplingParams(min_tokens=min_tokens)
+            one = ask("a", prompt, max_tokens, make_end_check=check_after_five, sampling=sampling)
+            outputs = await collect(h.engine.submit([one, ask("b", prompt, 12, index=1)]))
+            assert outputs[0].token_ids == generate(prompt, 12)[:ends_after]
+            assert (outputs[0].finish_reason, outputs[0].stop_reason) == (FinishReason.STOP, None)
+            assert outputs[1].token_ids == generate(prompt, 12)
+            assert h.engine.requests() == []
+
+    run(main())
+
+
 def test_stream_interval_gathers_tokens(harness: Harness) -> None:
     async def main() -> None:
         async with harness() as h:
