@@ -59,7 +59,6 @@ class Exchange:
         "body_complete",
         "body_since",
         "connection",
-        "content_remaining",
         "context",
         "disconnected",
         "flow",
@@ -84,7 +83,6 @@ class Exchange:
         scope: Scope,
         *,
         keep_alive: bool,
-        content_length: int | None,
         wants_continue: bool,
     ) -> None:
         self.connection = connection
@@ -97,8 +95,6 @@ class Exchange:
         self.is_head: bool = scope["method"] == "HEAD"
         self.keep_alive = keep_alive
         # The request's body.
-        self.content_remaining = content_length
-        """bytes of a sized body still to come; None for a chunked one"""
         self.wants_continue = wants_continue
         """the client holds its body back until it sees 100 (Continue)"""
         self.body_complete = False
@@ -137,8 +133,6 @@ class Exchange:
     def feed_body(self, data: bytes) -> None:
         self.wants_continue = False
         self.body_bytes_received += len(data)
-        if self.content_remaining is not None:
-            self.content_remaining -= len(data)
         if self.response_complete or self.disconnected:
             return
         self._body.append(data)

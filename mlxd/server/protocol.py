@@ -1,27 +1,22 @@
 """One connection: bytes to exchanges, in order.
 
-It does not know what a response looks like (exchange.py) or what a request may contain (request.py); it knows
-whose turn it is, when to read on, and when the connection has to end.
+It does not know what a response looks like (exchange.py) or how requests are read (parser.py, request.py); it
+knows whose turn it is, when to read on, and when the connection has to end.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from typing import cast
 
-import httptools
-
-from mlxd.errors import BodyTimeoutError, HTTPStatusError, InternalError, OverloadedError
+from mlxd.errors import BodyTimeoutError, HTTPStatusError, OverloadedError
 from mlxd.server.context import ServerContext
 from mlxd.server.exchange import Exchange
 from mlxd.server.flow import FlowControl
+from mlxd.server.parser import RequestParser
 from mlxd.server.refusal import Refusal
 from mlxd.server.request import Address, RequestHead
-from mlxd.server.responses import RefusedRequest
-
-logger = logging.getLogger("mlxd.server")
 
 BODY_BUFFER_BYTES = 65536
 """Body bytes the application has not taken, above which the connection is not read."""
@@ -37,7 +32,7 @@ MAX_REFUSED_CONNECTIONS = 256
 
 
 class Connection(asyncio.Protocol):
-    """An asyncio protocol with httptools' callbacks.
+    """An asyncio protocol, and the listener of its parser.
 
     `receiving` is the exchange whose body is being read, `active` the one whose response is being written;
     the same one, unless requests are pipelined. `queue` holds complete heads behind the active exchange.
@@ -50,14 +45,11 @@ class Connection(asyncio.Protocol):
         "_client",
         "_closing_since",
         "_discarded_bytes",
-        "_head",
         "_input_closed",
         "_is_fresh",
-        "_opaque_bytes",
         "_parser",
         "_paused_at",
         "_refusal",
-        "_replaying",
         "_server",
         "_waiting_since",
         "active",
@@ -81,17 +73,13 @@ class Connection(asyncio.Protocol):
         self.unparsed = b""
         self._client: Address | None = None
         self._server: Address | None = None
-        self._parser = httptools.HttpRequestParser(self)
-        self._head: RequestHead | None = None
+        self._parser = RequestParser(self, context.config)
         self._refusal: Refusal | None = None
-        self._replaying = False
         self._is_fresh = True
         """no request has come yet"""
         self._input_closed = False
         """nothing that arrives is looked at any more"""
         self._closing_since: float | None = None
-        self._opaque_bytes = 0
-        """bytes fed since the parser last gave something that bounds them: a head, body bytes, a chunk"""
         self._discarded_bytes = 0
         self._waiting_since = 0.0
         """since when no exchange is active"""
@@ -113,7 +101,7 @@ class Connection(asyncio.Protocol):
         if excess > MAX_REFUSED_CONNECTIONS:
             transport.abort()
         elif excess > 0:
-            self._refuse(OverloadedError("The server has too many connections.", retry_after=2))
+            self.request_refused(OverloadedError("The server has too many connections.", retry_after=2))
         elif context.shutting_down:
             transport.close()
 
@@ -142,7 +130,8 @@ class Connection(asyncio.Protocol):
             self.active.disconnect()
         self.flow.resume_writing()
         self._input_closed = True
-        self._parser = self._head = self._refusal = None
+        self._parser.close()
+        self._refusal = None
         self.active = self.receiving = self.transport = None
         self.queue.clear()
         self.unparsed = b""
@@ -163,49 +152,10 @@ class Connection(asyncio.Protocol):
             if self._is_queue_full():
                 self.unparsed = data[offset:]
                 return
-            end = self._end_of_piece(data, offset)
-            self._opaque_bytes += end - offset
-            try:
-                self._parser.feed_data(data if end - offset == size else memoryview(data)[offset:end])
-                self._check_opaque_bytes()
-            except httptools.HttpParserUpgrade as upgrade:
-                offset += upgrade.args[0]
-                self._ignore_upgrade()
-            except httptools.HttpParserError as error:
-                self._refuse(_reason(error))
-            except RefusedRequest as error:
-                self._refuse(error)
-            else:
-                offset = end
+            offset = self._parser.feed(data, offset)
 
     def _is_queue_full(self) -> bool:
         return self.receiving is None and len(self.queue) >= self.context.config.max_pipelined_requests
-
-    def _end_of_piece(self, data: bytes, offset: int) -> int:
-        """Up to the end of a sized body, else past the next empty line: every head ends in one."""
-        receiving = self.receiving
-        if receiving is not None and receiving.content_remaining:
-            return min(len(data), offset + receiving.content_remaining)
-        end = data.find(b"\r\n\r\n", offset)
-        return end + 4 if end >= 0 else len(data)
-
-    def _check_opaque_bytes(self) -> None:
-        """The parser holds an unfinished header, and passes over chunk extensions, without a word to us."""
-        config = self.context.config
-        if self._opaque_bytes > config.max_request_line_bytes + config.max_header_bytes + len(b"\r\n\r\n"):
-            raise RefusedRequest(431, "The request line and headers are too long.", code="headers_too_large")
-
-    def _ignore_upgrade(self) -> None:
-        """Go on as if the request had asked for no upgrade (RFC 9110 section 7.8 lets us).
-
-        Java's HttpClient asks for h2c with every first request. The parser, having seen Upgrade, takes the
-        body for another protocol's bytes; a fresh one gets a head with the same framing instead.
-        """
-        self._parser = httptools.HttpRequestParser(self)
-        if self.receiving is not None:
-            assert self._head is not None
-            self._replaying = True
-            self._parser.feed_data(self._head.without_upgrade())
 
     def update_reading(self) -> None:
         """Read on, or stop, by what is waiting inside."""
@@ -225,40 +175,19 @@ class Connection(asyncio.Protocol):
                 receiving.body_since += self.context.clock() - self._paused_at
             self.flow.resume_reading()
 
-    # Parser callbacks.
+    # What the parser calls.
 
-    def on_message_begin(self) -> None:
-        if self._replaying:
-            return
-        self._head = RequestHead(self.context.config)
+    def request_began(self) -> None:
         self._is_fresh = False
         if self.active is None:
             self._waiting_since = self.context.clock()
 
-    def on_url(self, fragment: bytes) -> None:
-        if not self._replaying:
-            assert self._head is not None
-            self._head.add_target(self._parser.get_method(), fragment)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._replaying:
-            assert self._head is not None
-            self._head.add_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        if self._replaying:
-            self._replaying = False
-            return
-        head = self._head
-        assert head is not None
-        self._opaque_bytes = 0
-        head.finish(self._parser.get_http_version())
+    def head_received(self, head: RequestHead, *, keep_alive: bool) -> None:
         self._discarded_bytes = 0
         exchange = Exchange(
             self,
             head.scope(client=self._client, server=self._server, state=self.context.state.copy()),
-            keep_alive=self._parser.should_keep_alive(),
-            content_length=None if head.chunked else head.content_length,
+            keep_alive=keep_alive,
             wants_continue=head.wants_continue,
         )
         self.receiving = exchange
@@ -267,11 +196,7 @@ class Connection(asyncio.Protocol):
         else:
             self.queue.append(exchange)
 
-    def on_chunk_header(self) -> None:
-        self._opaque_bytes = 0
-
-    def on_body(self, data: bytes) -> None:
-        self._opaque_bytes = 0
+    def body_received(self, data: bytes) -> None:
         exchange = self.receiving
         if exchange is None:  # closed by a callback before this one
             return
@@ -281,19 +206,32 @@ class Connection(asyncio.Protocol):
             if self._discarded_bytes > DISCARD_BYTES:
                 self.close()
 
-    def on_message_complete(self) -> None:
-        exchange, head = self.receiving, self._head
-        if exchange is None or head is None:  # closed by a callback before this one
+    def request_complete(self) -> None:
+        exchange = self.receiving
+        if exchange is None:  # closed by a callback before this one
             return
-        self._opaque_bytes = 0
-        if self._parser.should_upgrade() and head.has_body:
-            return  # the body is still to come: _ignore_upgrade
-        self.receiving = self._head = None
+        self.receiving = None
         exchange.finish_body()
         if self.active is None:
             self._waiting_since = self.context.clock()
         if not exchange.keep_alive:
             self._input_closed = True  # what follows is not a request (RFC 9112 section 9.6)
+
+    def request_refused(self, error: HTTPStatusError) -> None:
+        """Nothing more is read. What was asked before is answered, then `error`, then the end."""
+        if self._closing_since is not None:
+            return
+        self._input_closed = True
+        exchange = self.receiving
+        if exchange is not None and exchange is self.active:
+            exchange.refuse(error)
+            return
+        if exchange is not None and self.queue and self.queue[-1] is exchange:
+            self.queue.pop()
+        # Its traceback refers to this connection, which would refer to it.
+        self._refusal = Refusal(error.with_traceback(None), self._client, self._parser.head)
+        if self.active is None:
+            self._answer_refusal(self._refusal)
 
     # Turns.
 
@@ -315,22 +253,6 @@ class Connection(asyncio.Protocol):
             data, self.unparsed = self.unparsed, b""
             self._parse(data)
         self.update_reading()
-
-    def _refuse(self, error: HTTPStatusError) -> None:
-        """Nothing more is read. What was asked before is answered, then `error`, then the end."""
-        if self._closing_since is not None:
-            return
-        self._input_closed = True
-        exchange = self.receiving
-        if exchange is not None and exchange is self.active:
-            exchange.refuse(error)
-            return
-        if exchange is not None and self.queue and self.queue[-1] is exchange:
-            self.queue.pop()
-        # Its traceback refers to this connection, which would refer to it.
-        self._refusal = Refusal(error.with_traceback(None), self._client, self._head)
-        if self.active is None:
-            self._answer_refusal(self._refusal)
 
     def _answer_refusal(self, refusal: Refusal) -> None:
         self.flow.write(refusal.answer(self.context))
@@ -386,9 +308,9 @@ class Connection(asyncio.Protocol):
             self._check_body_time(self.receiving, now)
         elif self.active is None:
             waited = now - self._waiting_since
-            if self._head is not None:
+            if self._parser.head is not None:
                 if waited >= config.header_timeout_seconds:
-                    self._refuse(BodyTimeoutError("The request's headers took too long."))
+                    self.request_refused(BodyTimeoutError("The request's headers took too long."))
             elif waited >= (config.header_timeout_seconds if self._is_fresh else config.keep_alive_seconds):
                 self.close()
 
@@ -401,7 +323,7 @@ class Connection(asyncio.Protocol):
         if now - exchange.body_since < allowed:
             return
         if exchange is self.active:
-            self._refuse(BodyTimeoutError("The request's body took too long."))
+            self.request_refused(BodyTimeoutError("The request's body took too long."))
         else:
             self.close()  # answered long ago
 
@@ -411,14 +333,3 @@ def _address(value: object) -> Address | None:
     if isinstance(value, tuple):
         return str(value[0]), int(value[1])
     return (value, None) if isinstance(value, str) and value else None
-
-
-def _reason(error: Exception) -> HTTPStatusError:
-    """Why the parser stopped: its own complaint, our refusal from a callback, or a bug in one."""
-    cause = error.__context__
-    if cause is None:
-        return RefusedRequest(400, f"Malformed request: {error}.")
-    if isinstance(cause, HTTPStatusError):
-        return cause
-    logger.error("exception in a parser callback", exc_info=cause)
-    return InternalError("Internal server error.")
