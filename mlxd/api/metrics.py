@@ -17,6 +17,7 @@ from prometheus_client.utils import floatToGoString
 from mlxd import __version__
 from mlxd.api.traffic import Traffic
 from mlxd.engine.engine import Engine
+from mlxd.engine.prefix_report import HitType
 from mlxd.engine.supervisor import WorkerState
 from mlxd.metrics import Histogram
 
@@ -128,7 +129,8 @@ class EngineCollector(Collector):
         yield _histogram("step_batch_size", "Sequences in a step.", stats.step_rows)
 
     def _cache(self) -> Iterator[Metric]:
-        stats, scheduler = self._engine.stats, self._engine.scheduler
+        engine = self._engine
+        stats, scheduler, info = engine.stats, engine.scheduler, engine.info
         used = scheduler.kv.num_used_blocks if scheduler else 0
         total = scheduler.kv.num_total_blocks if scheduler else 0
         yield _gauge("kv_cache_usage_ratio", "Share of the KV blocks in use.", used / total if total else 0.0)
@@ -137,6 +139,28 @@ class EngineCollector(Collector):
             "prefix_cache_query_tokens", "Prompt tokens looked up in the cache.", stats.num_prompt_tokens
         )
         yield _total("prefix_cache_hit_tokens", "Prompt tokens found there.", stats.num_cached_tokens)
+        num_evicted = stats.num_evicted_blocks + (scheduler.kv.num_evicted_blocks if scheduler else 0)
+        yield _total(
+            "prefix_cache_evicted_tokens",
+            "Tokens that blocks given up for others had room for.",
+            num_evicted * (info.block_size if info else 0),
+        )
+        yield _counter(
+            "prefix_cache_requests",
+            "Sequences by how their prompt met the cache.",
+            ("hit_type",),
+            _one_label({kind.value: stats.prefix_hits[kind.value] for kind in HitType}),
+        )
+        yield _gauge(
+            "prefix_cache_blocks",
+            "KV blocks whose tokens others can reuse.",
+            scheduler.kv.num_cached_blocks if scheduler else 0,
+        )
+        yield _gauge(
+            "prefix_cache_evictable_blocks",
+            "Of these, the ones that no running sequence uses.",
+            scheduler.kv.index.num_evictable if scheduler else 0,
+        )
 
     def _worker(self) -> Iterator[Metric]:
         engine = self._engine
