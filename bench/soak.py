@@ -30,7 +30,12 @@ from bench.server import ServerProcess, is_idle
 SLICES = 5
 MAX_RSS_GROWTH = 0.05
 REMEMBERED = dict.fromkeys(
-    ("mlxd.engine.prefix_report.PrefixReport", "mlxd.engine.prefix_report.PrefixHit"), 512
+    (
+        "mlxd.engine.request_log.EndedRequest",
+        "mlxd.engine.prefix_report.PrefixReport",
+        "mlxd.engine.prefix_report.PrefixHit",
+    ),
+    512,
 )
 """Classes of which the front keeps the last so many on purpose."""
 

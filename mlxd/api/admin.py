@@ -43,6 +43,19 @@ async def metrics(request: HTTPRequest, services: Services) -> None:
     await request.respond(200, page.render(), page.content_type)
 
 
+async def describe_request(request: HTTPRequest, services: Services) -> None:
+    """How a request fares, or fared: by the id in its answer's body, or by that of one of its choices.
+
+    With API keys, each sees its own requests only. The last few hundred that ended are remembered. Where a
+    prompt was not found in the cache to its end, `cache_miss` says why and where.
+    """
+    request_id = request.path_param
+    sequences = services.engine.describe_sequences(request_id, request.caller.name)
+    if not sequences:
+        raise NotFoundError(f"no request {request_id[:200]!r} is running or remembered")
+    await request.respond_json(200, {"id": request_id, "object": "request", "sequences": sequences})
+
+
 async def cancel(request: HTTPRequest, services: Services) -> None:
     """End a running request, by the id in its answer's body or header, or by that of one of its choices."""
     request_id, name = request.path_param, request.caller.name

@@ -69,6 +69,7 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/v1/mcp/servers", list_servers),
     ("GET", "/v1/mcp/status", list_servers),
     ("POST", "/v1/mcp/execute", execute_tool),
+    ("GET", "/v1/requests/{id}", admin.describe_request),
 )
 
 

@@ -82,6 +82,7 @@ OPERATIONS = {
     ("GET", "/v1/mcp/servers"): Operation(response=responses.McpServers),
     ("GET", "/v1/mcp/status"): Operation(response=responses.McpServers),
     ("POST", "/v1/mcp/execute"): Operation(McpExecuteRequest, responses.McpResult),
+    ("GET", "/v1/requests/{id}"): Operation(response=responses.RequestDetails),
 }
 
 

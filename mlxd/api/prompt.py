@@ -26,22 +26,25 @@ from mlxd.step import GrammarSpec
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A rendered conversation, its tokens, and how to read what answers it."""
+    """A rendered conversation, its tokens, where its messages begin, and how to read what answers it."""
 
     text: str
     token_ids: list[int]
+    message_starts: tuple[int, ...]
     answer: AnswerFormat
     thinking: ThinkingParams | None
     grammar: GrammarSpec | None = None
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
-        """`plan` with what the answer's format asks of the engine."""
+        """`plan` with what the prompt and the answer's format ask of the engine."""
         return replace(
             plan,
             sampling=msgspec.structs.replace(plan.sampling, grammar=self.grammar),
             skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
             thinking=self.thinking,
             make_end_check=None if self.answer.max_calls is None else self.answer.end_check,
+            num_prompt_characters=len(self.text),
+            message_starts=self.message_starts,
         )
 
     def pipelines(
@@ -106,7 +109,7 @@ async def encode_conversation(
         thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
     grammar = await constrain(model, rendered.answer, structured)
-    return ChatPrompt(rendered.text, token_ids, rendered.answer, thinking, grammar)
+    return ChatPrompt(rendered.text, token_ids, rendered.message_starts, rendered.answer, thinking, grammar)
 
 
 def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:

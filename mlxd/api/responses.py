@@ -46,16 +46,45 @@ class CacheStatus(msgspec.Struct, kw_only=True):
     memory_mb: float
 
 
+class CacheToken(msgspec.Struct, kw_only=True):
+    id: int
+    text: str
+
+
+class CacheMiss(msgspec.Struct, kw_only=True):
+    """Why no more of a prompt was found in the cache: the first token that was not, and what surrounds it."""
+
+    cause: str
+    position: int
+    message: int | None
+    token: CacheToken | None = None
+    text_before: str | None = None
+    text: str | None = None
+    cached_token: CacheToken | None = None
+    cached_text: str | None = None
+
+
 class RequestStatus(msgspec.Struct, kw_only=True):
     request_id: str
-    phase: Literal["queued", "prefill", "generation"]
+    phase: Literal["queued", "prefill", "generation", "finished"]
     tokens_per_second: float
     ttft_s: float | None
     progress: float
-    cache_hit_type: str
+    cache_hit_type: Literal["exact", "prefix", "supersequence", "lcp", "miss"]
     cached_tokens: int
+    cache_miss: CacheMiss | None
     generated_tokens: int
     max_tokens: int
+    prompt_tokens: int
+    queue_s: float
+    elapsed_s: float
+    finish_reason: Literal["stop", "length", "abort", "error"] | None = None
+
+
+class RequestDetails(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["request"]
+    sequences: list[RequestStatus]
 
 
 class ServerStatus(msgspec.Struct, kw_only=True):

@@ -43,6 +43,9 @@ class SequencePlan:
     thinking: ThinkingParams | None = None
     make_end_check: Callable[[], EndCheck] | None = None
     priority: int = 0
+    cache_salt: str = ""
+    num_prompt_characters: int = 0
+    message_starts: tuple[int, ...] = ()
 
     def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
         """One request a sequence: `num_sampled` of the first prompt, then of the second, and so on."""
@@ -62,6 +65,9 @@ class SequencePlan:
                 thinking=self.thinking,
                 make_end_check=self.make_end_check,
                 priority=self.priority,
+                cache_salt=self.cache_salt,
+                num_prompt_characters=self.num_prompt_characters,
+                message_starts=self.message_starts,
                 stream_interval=self.stream_interval,
                 timeout_seconds=self.timeout_seconds,
             )

@@ -81,9 +81,14 @@ def _of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest
         sequence,
         client=caller.client,
         weight=caller.weight,
-        cache_salt=caller.cache_salt,
+        cache_salt=_joined_salt(caller.cache_salt, sequence.cache_salt),
         priority=sequence.priority + caller.priority,
     )
+
+
+def _joined_salt(of_key: str, of_request: str) -> str:
+    """Both count, so a request cannot choose its way out of its key's; and "a", "bc" is not "ab", "c"."""
+    return f"{len(of_key)} {of_key}{of_request}" if of_key or of_request else ""
 
 
 Handler = Callable[[HTTPRequest, Services], Awaitable[None]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxd.chat import tool_parsers
+from mlxd.chat.message_starts import message_starts
 from mlxd.chat.messages import Message, flatten_content
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.reasoning import formats
@@ -110,9 +111,10 @@ class AnswerFormat:
 
 @dataclass(frozen=True, slots=True)
 class RenderedChat:
-    """A prompt's text, and how to read what answers it."""
+    """A prompt's text, where its messages begin in it, and how to read what answers it."""
 
     text: str
+    message_starts: tuple[int, ...]
     answer: AnswerFormat
 
 
@@ -160,6 +162,7 @@ class ChatFormat:
         template = self.template
         continued = flatten_content(messages[-1].get("content")) if continue_final_message else None
         offered = tool_choice.offered(tools)
+        asked = messages
         writes_tools = bool(offered) and not template.supports_tools
         if writes_tools or not template.supports_calls:
             messages = without_calls(messages)
@@ -189,7 +192,7 @@ class ChatFormat:
             tool_choice=tool_choice,
             special_tokens=self._special_tokens,
         )
-        return RenderedChat(text, answer)
+        return RenderedChat(text, message_starts(text, asked), answer)
 
 
 def _name(reasoning: ReasoningFormat | None) -> str | None:

@@ -23,11 +23,12 @@ from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
 from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, end_prompt, force_tokens
-from mlxd.engine.prefix_report import PrefixReports
+from mlxd.engine.prefix_report import PrefixReport
 from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
+from mlxd.engine.request_log import EndedRequest, RequestLog, is_of
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
-from mlxd.engine.status import describe
+from mlxd.engine.status import describe, describe_sequences, ended_figures
 from mlxd.engine.stream import OutputStream
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
 from mlxd.errors import (
@@ -77,7 +78,7 @@ class Engine:
         self.info: WorkerReady | None = None
         self.scheduler: Scheduler | None = None
         self.stats = EngineStats()
-        self.prefix_reports = PrefixReports(explain=config.cache.explain_misses)
+        self.ended = RequestLog()
         self.loop_monitor = LoopMonitor()
         self.supervisor = WorkerSupervisor(config, self, clock=clock, make_executor=make_executor)
         self._tell_progress = on_progress
@@ -181,12 +182,7 @@ class Engine:
 
         False when there is none.
         """
-        prefix = request_id + "-"
-        found = [
-            request
-            for key, request in self._requests.items()
-            if (key == request_id or key.startswith(prefix)) and client in (None, request.params.client)
-        ]
+        found = self.find(request_id, client)
         for request in found:
             self._end_early(request, FinishReason.ABORT, None)
         return bool(found)
@@ -200,9 +196,21 @@ class Engine:
         """The unfinished requests, oldest first."""
         return list(self._requests.values())
 
+    def find(self, request_id: str, client: str | None = None) -> list[Request]:
+        """Of these, `request_id` and the choices `request_id-…`, of `client` or, if None, of anybody."""
+        return [
+            request
+            for key, request in self._requests.items()
+            if is_of(key, request_id) and client in (None, request.params.client)
+        ]
+
     def status(self) -> dict[str, object]:
         """What /v1/status says."""
         return describe(self)
+
+    def describe_sequences(self, request_id: str, client: str | None = None) -> list[dict[str, object]]:
+        """The same of the sequences that `find` finds, and of those that ended not too long ago."""
+        return describe_sequences(self, request_id, client)
 
     @property
     def num_preemptions(self) -> int:
@@ -444,17 +452,24 @@ class Engine:
             step = scheduler.schedule(self._clock())
             if step is None:
                 break
-            for request in step.admitted:
-                if self.prefix_reports.add(request):
-                    self.stats.count_admitted(request)
             self._in_flight.append(step)
             self.supervisor.send(step.plan)
             self._worker_waits = True
+            for request in step.admitted:
+                self._report_prefix(request)
         if self._worker_waits and len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
             self.supervisor.send(Flush())
             self._worker_waits = False
         if not self._in_flight and scheduler.num_unfinished == 0:
             self._on_idle(scheduler)
+
+    def _report_prefix(self, request: Request) -> None:
+        """The worker has its plan: time to note what the cache had."""
+        if request.prefix_report is None:
+            assert self.tokenizer is not None, "nothing is submitted before it is there"
+            explain = self.config.cache.explain_misses
+            request.prefix_report = PrefixReport.of(request, self.tokenizer.decode, explain=explain)
+            self.stats.count_admitted(request)
 
     def _on_idle(self, scheduler: Scheduler) -> None:
         try:
@@ -484,6 +499,9 @@ class Engine:
         if not self._requests:
             self._idle.set()
         self.stats.count_finished(request, reason, now)
+        figures = ended_figures(request, reason, now)
+        client = request.params.client
+        self.ended.add(EndedRequest(request.request_id, client, figures, request.prefix_report))
         if request.stream.is_finished:
             timer = self._timers.pop(request.stream, None)
             if timer is not None:

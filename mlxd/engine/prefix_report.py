@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from mlxd.engine.request import Request
+    from mlxd.engine.request import GenerationRequest, Request
 
-MAX_REPORTS = 512
-"""Requests that are remembered."""
+MAX_DECODED_TOKENS = 32768
+"""Decoding more would hold up the event loop: 50,000 take 7 ms."""
 CONTEXT_TOKENS = 24
 """Tokens shown on either side of the one where a prompt parts from the cache."""
 
@@ -79,93 +78,71 @@ class Detokenise(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrefixReport:
-    """A request's hit, and what it takes to explain it: a few tokens around the place, not the prompt."""
+    """A request's hit, and what it takes to explain it: a few tokens around the place, not the prompt.
 
-    request_id: str
-    client: str
-    num_prompt_tokens: int
+    `message` is the index of the message that the first token not reused lies in, if known. `before` and
+    `after` are the prompt's tokens on either side of it, `cached` those that the cache has in its place.
+    """
+
     hit: PrefixHit
-    message: int | None
-    """index of the message that the first token not reused lies in, if known"""
+    num_prompt_tokens: int
+    message: int | None = None
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    cached: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, request: Request, hit: PrefixHit, *, explain: bool) -> PrefixReport:
-        """`explain` False keeps no tokens."""
-        params, start = request.params, hit.num_tokens
-        message: int | None = None
-        before: list[int] = []
-        after: list[int] = []
-        if hit.cause is not None and params.message_ends and start < params.message_ends[-1]:
-            message = bisect_right(params.message_ends, start)
-        if hit.cause is Cause.DIVERGED and explain:
-            before = params.prompt_token_ids[max(0, start - CONTEXT_TOKENS) : start]
-            after = params.prompt_token_ids[start : start + CONTEXT_TOKENS]
-        return cls(
-            request.request_id,
-            params.client,
-            request.num_prompt_tokens,
-            hit,
-            message,
-            tuple(before),
-            tuple(after),
-        )
+    def of(cls, request: Request, decode: Detokenise, *, explain: bool) -> PrefixReport:
+        """For a request that has been admitted. `explain` False keeps no tokens."""
+        hit, params = request.prefix_hit, request.params
+        assert hit is not None, "every admission says what the cache had"
+        num_tokens, start = request.num_prompt_tokens, hit.num_tokens
+        if hit.cause is None:
+            return cls(hit, num_tokens)
+        message = find_message(params, start, decode)
+        if not explain:
+            hit = replace(hit, cached_token_ids=())
+            return cls(hit, num_tokens, message)
+        tokens = params.prompt_token_ids
+        before = tuple(tokens[max(0, start - CONTEXT_TOKENS) : start])
+        after = tuple(tokens[start : start + CONTEXT_TOKENS])
+        return cls(hit, num_tokens, message, before, after, hit.cached_token_ids)
 
-    def to_json(self, detokenise: Detokenise | None) -> dict[str, object]:
-        """Under the names of /v1/status and more. None for `detokenise` leaves the texts out."""
+    def to_json(self, decode: Detokenise | None, *, shows_cached: bool) -> dict[str, object]:
+        """Under the names of /v1/status and more. None for `decode` leaves out all texts; without
+        `shows_cached`, those that the cache has, which may be from anybody's prompt, are left out."""
         hit = self.hit
+        miss: dict[str, object] | None = None
+        if hit.cause is not None:
+            miss = {"cause": hit.cause.value, "position": hit.num_tokens, "message": self.message}
+            if self.after and decode is not None:
+                miss["token"] = {"id": self.after[0], "text": decode(self.after[:1], False)}
+                miss["text_before"] = decode(self.before, False)
+                miss["text"] = decode(self.after, False)
+            if self.cached and decode is not None and shows_cached:
+                miss["cached_token"] = {"id": self.cached[0], "text": decode(self.cached[:1], False)}
+                miss["cached_text"] = decode(self.cached, False)
         return {
             "cache_hit_type": hit.type.value,
             "cached_tokens": hit.num_tokens,
             "prompt_tokens": self.num_prompt_tokens,
-            "cache_miss": None if hit.cause is None else self._miss(hit, hit.cause, detokenise),
+            "cache_miss": miss,
         }
 
-    def _miss(self, hit: PrefixHit, cause: Cause, detokenise: Detokenise | None) -> dict[str, object]:
-        miss: dict[str, object] = {
-            "cause": cause.value,
-            "position": hit.num_tokens,
-            "message": self.message,
-        }
-        if self.after and detokenise is not None:
-            cached = hit.cached_token_ids
-            miss |= {
-                "token": {"id": self.after[0], "text": detokenise(self.after[:1], False)},
-                "cached_token": {"id": cached[0], "text": detokenise(cached[:1], False)},
-                "text_before": detokenise(self.before, False),
-                "text": detokenise(self.after, False),
-                "cached_text": detokenise(cached, False),
-            }
-        return miss
 
+def find_message(params: GenerationRequest, position: int, decode: Detokenise) -> int | None:
+    """The index of the message that prompt token `position` lies in; None if that is not known.
 
-class PrefixReports:
-    """The reports of the last MAX_REPORTS admitted requests."""
-
-    def __init__(self, *, explain: bool) -> None:
-        self._explain = explain
-        self._reports: OrderedDict[str, PrefixReport] = OrderedDict()
-
-    def add(self, request: Request) -> bool:
-        """Remember `request`, which has been admitted; False if that was not its first time."""
-        hit = request.prefix_hit
-        assert hit is not None, "every admission says what the cache had"
-        if request.request_id in self._reports:
-            return False
-        self._reports[request.request_id] = PrefixReport.of(request, hit, explain=self._explain)
-        if len(self._reports) > MAX_REPORTS:
-            self._reports.popitem(last=False)
-        return True
-
-    def get(self, request_id: str) -> PrefixReport | None:
-        return self._reports.get(request_id)
-
-    def find(self, request_id: str, client: str | None) -> list[PrefixReport]:
-        """Those of `request_id` and its choices `request_id-…`, oldest first; of `client`, or anybody's."""
-        prefix = request_id + "-"
-        return [
-            report
-            for key, report in self._reports.items()
-            if (key == request_id or key.startswith(prefix)) and client in (None, report.client)
-        ]
+    What follows a message's text, up to that of the next, is counted to it. The tokens on the shorter side
+    are decoded to find the character, so at most half of the prompt; nobody does that for MAX_DECODED_TOKENS.
+    """
+    starts, tokens = params.message_starts, params.prompt_token_ids
+    if not starts:
+        return None
+    if min(position, len(tokens) - position) > MAX_DECODED_TOKENS:
+        return None
+    if position <= len(tokens) // 2:
+        character = len(decode(tokens[:position], False))
+    else:
+        character = params.num_prompt_characters - len(decode(tokens[position:], False))
+    return max(0, bisect_right(starts, character) - 1)

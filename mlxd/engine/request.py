@@ -18,7 +18,7 @@ from mlxd.text.stop import StopChecker
 
 if TYPE_CHECKING:
     from mlxd._ext.hashed_tokens import HashedTokens
-    from mlxd.engine.prefix_report import PrefixHit
+    from mlxd.engine.prefix_report import PrefixHit, PrefixReport
     from mlxd.engine.queue import Share
     from mlxd.engine.stream import OutputStream
     from mlxd.text.detokenizer import Detokenizer
@@ -67,8 +67,10 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """None: the server's"""
     cache_salt: str = ""
     """requests share cached prefixes with those of the same salt only"""
-    message_ends: tuple[int, ...] = ()
-    """where known, how many prompt tokens there are up to the end of each message's content"""
+    num_prompt_characters: int = 0
+    """of the prompt's text; with `message_starts`"""
+    message_starts: tuple[int, ...] = ()
+    """where known, the character of the prompt's text where each message begins"""
 
 
 class FinishReason(enum.StrEnum):
@@ -166,6 +168,7 @@ class Request:
         "params",
         "paused",
         "prefix_hit",
+        "prefix_report",
         "prompt_logprobs",
         "share",
         "slot",
@@ -223,6 +226,8 @@ class Request:
         """the KV manager's view of the known tokens"""
         self.prefix_hit: PrefixHit | None = None
         """how the first admission met the cache; None before"""
+        self.prefix_report: PrefixReport | None = None
+        """and what it takes to explain it"""
 
         self.arrival_time = arrival_time
         self.first_scheduled_time: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlxd.engine.prefix_report import HitType, PrefixReport
-from mlxd.engine.request import Request, RequestStatus
+from mlxd.engine.request import FinishReason, Request, RequestStatus
 from mlxd.engine.supervisor import WorkerState
 
 if TYPE_CHECKING:
@@ -106,22 +106,41 @@ def describe_cache(engine: Engine) -> dict[str, object]:
     }
 
 
-def explain(engine: Engine, report: PrefixReport, *, with_text: bool) -> dict[str, object]:
-    """What `report` says; with the texts around the place where the prompt parted from the cache, or not."""
-    tokenizer = engine.tokenizer
-    return report.to_json(tokenizer.decode if tokenizer is not None and with_text else None)
+def describe_sequences(engine: Engine, request_id: str, client: str | None) -> list[dict[str, object]]:
+    """Each sequence of a request, ended ones first, with the texts around the place where its prompt parted
+    from the cache."""
+    now = engine.now()
+    found = [(ended.figures, ended.prefix) for ended in engine.ended.find(request_id, client)]
+    found += [(_figures(request, now), request.prefix_report) for request in engine.find(request_id, client)]
+    return [figures | _prefix(engine, report, with_text=True) for figures, report in found]
 
 
-def _prefix(engine: Engine, request: Request) -> dict[str, object]:
-    report = engine.prefix_reports.get(request.request_id)
+def ended_figures(request: Request, reason: FinishReason, now: float) -> dict[str, object]:
+    """What is kept of a request that ends `now`."""
+    figures = _figures(request, now)
+    del figures["computed_tokens"]  # its blocks are others' already
+    return figures | {"phase": "finished", "finish_reason": reason.value}
+
+
+def _prefix(engine: Engine, report: PrefixReport | None, *, with_text: bool) -> dict[str, object]:
     if report is None:
         # Not admitted yet. The guide has a word for every request.
         return {"cache_hit_type": HitType.MISS.value, "cached_tokens": 0, "cache_miss": None}
-    # Whoever may see the status sees every request: with several keys, the prompts are not all theirs.
-    return explain(engine, report, with_text=len(engine.config.limits.api_keys) <= 1)
+    # With several keys, what the cache had instead may be from another one's prompt: asking again and again,
+    # one could read that to its end.
+    shows_cached = len(engine.config.limits.api_keys) <= 1
+    tokenizer = engine.tokenizer
+    decode = tokenizer.decode if tokenizer is not None and with_text else None
+    return report.to_json(decode, shows_cached=shows_cached)
 
 
 def _request(engine: Engine, request: Request, now: float) -> dict[str, object]:
+    # Whoever may see the status sees every request: with several keys, the prompts are not all theirs.
+    with_text = len(engine.config.limits.api_keys) <= 1
+    return _figures(request, now) | _prefix(engine, request.prefix_report, with_text=with_text)
+
+
+def _figures(request: Request, now: float) -> dict[str, object]:
     num_output_tokens = len(request.output_token_ids)
     first = request.first_token_time
     scheduled = request.first_scheduled_time
@@ -136,7 +155,6 @@ def _request(engine: Engine, request: Request, now: float) -> dict[str, object]:
         "tokens_per_second": round((num_output_tokens - 1) / generating, 2) if generating > 0 else 0.0,
         "ttft_s": round(first - request.arrival_time, 4) if first is not None else None,
         "progress": round(num_output_tokens / max(1, request.max_tokens), 4),
-        **_prefix(engine, request),
         "generated_tokens": num_output_tokens,
         "max_tokens": request.max_tokens,
         "prompt_tokens": request.num_prompt_tokens,

@@ -106,6 +106,7 @@ def plan_sequences(
         ignore_eos=bool(fields.ignore_eos),
         skip_special_tokens=fields.skip_special_tokens is not False,
         priority=fields.priority or 0,
+        cache_salt=fields.cache_salt or "",
         stream_interval=stream_interval(config, fields.stream),
         timeout_seconds=min(config.limits.timeout_seconds, fields.timeout or config.limits.timeout_seconds),
     )

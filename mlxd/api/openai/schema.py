@@ -24,6 +24,8 @@ NumLogprobs = Annotated[int, Meta(ge=0, le=20)]
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Seconds = Annotated[float, Meta(gt=0)]
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""Requests share cached prefixes only with those of the same salt (vLLM's field)."""
 ThinkingBudget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 """-1 is no limit, as in vLLM"""
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -61,6 +63,7 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     add_special_tokens: bool | None = None
     timeout: Seconds | None = None
     priority: Priority | None = None
+    cache_salt: CacheSalt | None = None
 
     # Informative: they change nothing in the answer.
     user: str | None = None

@@ -64,7 +64,7 @@ def test_unknown_path_is_404_in_the_dialect_of_its_prefix() -> None:
         ("GET", CHAT, "OPTIONS, POST"),
         ("POST", "/v1/models", "GET, HEAD, OPTIONS"),
         ("PUT", "/v1/models/a/b", "GET, HEAD, OPTIONS"),
-        ("GET", "/v1/requests/x", "DELETE, OPTIONS"),
+        ("PUT", "/v1/requests/x", "DELETE, GET, HEAD, OPTIONS"),
         ("DELETE", "/v1/requests/x/cancel", "OPTIONS, POST"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import CacheConfig, SchedulerConfig
-from mlxd.engine.prefix_report import HitType
+from mlxd.engine.prefix_report import HitType, PrefixReport
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
 from tests.unit.engine.conversations import Agents
 from tests.unit.engine.fake_worker import VOCAB_SIZE, generate, ints
@@ -38,8 +38,13 @@ async def answer(h: Any, name: str, prompt: list[int], max_tokens: int = 6, **fi
     return output
 
 
+def report_of(h: Any, name: str) -> PrefixReport:
+    [ended] = h.engine.ended.find(name, None)
+    return ended.prefix
+
+
 def hit_type(h: Any, name: str) -> HitType:
-    return h.engine.prefix_reports.get(name).hit.type
+    return report_of(h, name).hit.type
 
 
 def check_answer(request: GenerationRequest, output: RequestOutput) -> None:
@@ -214,7 +219,7 @@ def test_salts_share_nothing(harness: Harness) -> None:
             await answer(h, "alice", prompt, cache_salt="alice")
             assert (await answer(h, "bob", prompt, cache_salt="bob")).num_cached_tokens == 0
             assert hit_type(h, "bob") is HitType.MISS
-            assert h.engine.prefix_reports.get("bob").hit.cached_token_ids == ()
+            assert report_of(h, "bob").cached == ()
             assert (await answer(h, "nobody", prompt)).num_cached_tokens == 0
             assert (await answer(h, "alice again", prompt, cache_salt="alice")).num_cached_tokens == 29
 

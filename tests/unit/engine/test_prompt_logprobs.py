@@ -106,7 +106,7 @@ def test_the_cache_is_not_read_but_filled(harness: Harness) -> None:
                 output = (await collect(h.engine.submit([request])))[0]
                 assert known(output) == expected(prompt, 0)
                 assert output.num_cached_tokens == 0
-                assert h.engine.prefix_reports.get(name).hit.cause is Cause.PROMPT_LOGPROBS
+                assert h.engine.ended.find(name, None)[0].prefix.hit.cause is Cause.PROMPT_LOGPROBS
             output = (await collect(h.engine.submit([ask("c", prompt, 1)])))[0]
             assert output.num_cached_tokens == 29
 

@@ -1,0 +1,49 @@
+"""The last requests that ended, for whoever asks how one of them fared.
+
+It does not know HTTP; what it keeps of a prompt is what its report does.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from mlxd.engine.prefix_report import PrefixReport
+
+MAX_ENDED = 512
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """A sequence that is over. `figures` are those of /v1/status, `prefix` is None if it never ran."""
+
+    request_id: str
+    client: str
+    figures: dict[str, object]
+    prefix: PrefixReport | None
+
+
+class RequestLog:
+    """The last MAX_ENDED of them."""
+
+    def __init__(self) -> None:
+        self._ended: OrderedDict[str, EndedRequest] = OrderedDict()
+
+    def add(self, ended: EndedRequest) -> None:
+        self._ended[ended.request_id] = ended
+        if len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+
+    def find(self, request_id: str, client: str | None) -> list[EndedRequest]:
+        """Those of `request_id` and its choices `request_id-…`, in the order of their end; of `client`, or
+        anybody's."""
+        return [
+            ended
+            for key, ended in self._ended.items()
+            if is_of(key, request_id) and client in (None, ended.client)
+        ]
+
+
+def is_of(key: str, request_id: str) -> bool:
+    """Whether a sequence's id `key` is that of request `request_id` or of one of its choices."""
+    return key == request_id or key.startswith(request_id + "-")
