@@ -17,6 +17,8 @@ D of them decode rows, which come first; N = sum(query_lens) is the number of to
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 NULL_BLOCK = 0
@@ -163,11 +165,19 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
     """Finish what is in flight and exit with 0."""
 
 
+Role = Literal["generate", "embed"]
+
+
 class WorkerInit(Message, frozen=True, tag="init"):
-    """The first message: what to load and how. `config` is the whole `mlxd.config.Config` as builtins."""
+    """The first message: what to load and how. `config` is the whole `mlxd.config.Config` as builtins.
+
+    A worker of role `embed` loads `embeddings.model`, answers `EmbedderReady`, and then each `EmbedBatch`
+    with one `EmbedResult`, in order, whenever they come.
+    """
 
     config: dict[str, object]
     protocol_version: int = PROTOCOL_VERSION
+    role: Role = "generate"
 
 
 class Progress(Message, frozen=True, tag="progress"):
@@ -265,6 +275,47 @@ class StepResult(Message, frozen=True, tag="result"):
     """None when the plan had no prompt_rows"""
 
 
+class EmbedBatch(Message, frozen=True, tag="embed"):
+    """B sequences, the longest first, for one forward."""
+
+    batch_id: int
+    lengths: bytes
+    """int32 [B]"""
+    token_ids: bytes
+    """int32 [sum of lengths], one sequence after another"""
+    num_prompt_tokens: bytes = b""
+    """int32 [B]: leading tokens that pooling leaves out if the model wants that; empty: none"""
+    token_types: bytes = b""
+    """uint8, as token_ids: 1 for the second text of a pair; empty: all 0"""
+
+
+class EmbedResult(Message, frozen=True, tag="embedded"):
+    """What batch `batch_id` came to, in its order."""
+
+    batch_id: int
+    vectors: bytes
+    """float32 [B, size]; a cross-encoder's are scores"""
+    seconds: float = 0.0
+    active_memory_bytes: int = 0
+
+
+class EmbedderReady(Message, frozen=True, tag="embedder"):
+    """Loaded and warmed up: batches are welcome."""
+
+    pid: int
+    model_type: str
+    vocab_size: int
+    max_model_len: int
+    """the model's own limit in tokens, or embeddings.max_model_len"""
+    size: int
+    """numbers a vector; 1 for a cross-encoder"""
+    is_cross_encoder: bool
+    device: str
+    dtype: str
+    versions: dict[str, str] = {}
+    warnings: tuple[str, ...] = ()
+
+
 class Heartbeat(Message, frozen=True, tag="beat"):
     """From a thread of its own, once a second. `busy_seconds`: how long the step now running has taken."""
 
@@ -280,5 +331,7 @@ class WorkerFailure(Message, frozen=True, tag="failure"):
     fatal: bool
 
 
-ToWorker = WorkerInit | StepPlan | Flush | Shutdown
-FromWorker = Progress | ModelFiles | WorkerReady | StepResult | Heartbeat | WorkerFailure
+ToWorker = WorkerInit | StepPlan | EmbedBatch | Flush | Shutdown
+FromWorker = (
+    Progress | ModelFiles | WorkerReady | StepResult | EmbedderReady | EmbedResult | Heartbeat | WorkerFailure
+)

@@ -80,7 +80,9 @@ class Engine:
         self.stats = EngineStats()
         self.ended = RequestLog()
         self.loop_monitor = LoopMonitor()
-        self.supervisor = WorkerSupervisor(config, self, clock=clock, make_executor=make_executor)
+        self.supervisor = WorkerSupervisor(
+            config, self, ready=WorkerReady, result=StepResult, clock=clock, make_executor=make_executor
+        )
         self._tell_progress = on_progress
         self._tell_ready = on_ready
         self._tell_failed = on_failed

@@ -17,7 +17,7 @@ from typing import Protocol
 import msgspec
 
 from mlxd.config import Config, LimitsConfig
-from mlxd.step import HEADER_BYTES, MAX_MESSAGE_BYTES, FromWorker, Shutdown, ToWorker, WorkerInit
+from mlxd.step import HEADER_BYTES, MAX_MESSAGE_BYTES, FromWorker, Role, Shutdown, ToWorker, WorkerInit
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,11 @@ class ProcessExecutor:
         config: Config,
         on_message: Callable[[FromWorker], None],
         on_exit: Callable[[int], None],
+        *,
+        role: Role = "generate",
     ) -> None:
         self._config = config
+        self._role = role
         self._on_message = on_message
         self._on_exit = on_exit
         self._encoder = msgspec.msgpack.Encoder()
@@ -92,7 +95,7 @@ class ProcessExecutor:
         self._watcher = loop.create_task(self._watch(self._process), name="mlxd-worker-watch")
         # The worker runs model code; clients' keys are none of its business.
         config = msgspec.structs.replace(self._config, limits=LimitsConfig())
-        self.send(WorkerInit(config=msgspec.to_builtins(config)))
+        self.send(WorkerInit(config=msgspec.to_builtins(config), role=self._role))
 
     def send(self, message: ToWorker) -> None:
         if self._transport is None or self._transport.is_closing():

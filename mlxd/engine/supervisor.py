@@ -10,7 +10,7 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from mlxd.config import Config
 from mlxd.engine.executor import Executor, ProcessExecutor
@@ -19,10 +19,8 @@ from mlxd.step import (
     Heartbeat,
     ModelFiles,
     Progress,
-    StepResult,
     ToWorker,
     WorkerFailure,
-    WorkerReady,
 )
 
 logger = logging.getLogger(__name__)
@@ -41,16 +39,22 @@ class WorkerState(enum.StrEnum):
     STOPPED = "stopped"
 
 
-class WorkerListener(Protocol):
+Ready = TypeVar("Ready")
+Result = TypeVar("Result")
+Ready_contra = TypeVar("Ready_contra", contravariant=True)
+Result_contra = TypeVar("Result_contra", contravariant=True)
+
+
+class WorkerListener(Protocol[Ready_contra, Result_contra]):
     """Who is told. All calls come on the event loop's thread."""
 
     def on_progress(self, progress: Progress) -> None: ...
 
     def on_model_files(self, files: ModelFiles) -> None: ...
 
-    def on_worker_ready(self, info: WorkerReady) -> None: ...
+    def on_worker_ready(self, info: Ready_contra, /) -> None: ...
 
-    def on_result(self, result: StepResult) -> None: ...
+    def on_result(self, result: Result_contra, /) -> None: ...
 
     def on_worker_lost(self, reason: str) -> None:
         """The worker is gone and a new one is on its way; nothing that was sent to it will be answered."""
@@ -62,14 +66,19 @@ class WorkerListener(Protocol):
 MakeExecutor = Callable[[Config, Callable[[FromWorker], None], Callable[[int], None]], Executor]
 
 
-class WorkerSupervisor:
-    """One worker at a time, at most `worker.max_restarts` new ones in ten minutes."""
+class WorkerSupervisor(Generic[Ready, Result]):
+    """One worker at a time, at most `worker.max_restarts` new ones in ten minutes.
+
+    `ready` and `result` are the messages of its role.
+    """
 
     def __init__(
         self,
         config: Config,
-        listener: WorkerListener,
+        listener: WorkerListener[Ready, Result],
         *,
+        ready: type[Ready],
+        result: type[Result],
         clock: Callable[[], float],
         make_executor: MakeExecutor = ProcessExecutor,
     ) -> None:
@@ -78,6 +87,8 @@ class WorkerSupervisor:
         self.num_restarts = 0
         self._config = config
         self._listener = listener
+        self._ready = ready
+        self._result = result
         self._clock = clock
         self._make_executor = make_executor
         self._executor: Executor | None = None
@@ -141,9 +152,14 @@ class WorkerSupervisor:
         await executor.start()
 
     def _on_message(self, message: FromWorker) -> None:
+        if isinstance(message, self._result):
+            self._listener.on_result(message)
+            return
+        if isinstance(message, self._ready):
+            self.state = WorkerState.READY
+            self._listener.on_worker_ready(message)
+            return
         match message:
-            case StepResult():
-                self._listener.on_result(message)
             case Heartbeat():
                 self._last_beat = self._clock()
                 self._busy_seconds = message.busy_seconds
@@ -152,9 +168,6 @@ class WorkerSupervisor:
                 self._listener.on_progress(message)
             case ModelFiles():
                 self._listener.on_model_files(message)
-            case WorkerReady():
-                self.state = WorkerState.READY
-                self._listener.on_worker_ready(message)
             case WorkerFailure():
                 self._last_words = message
 
