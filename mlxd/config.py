@@ -182,9 +182,29 @@ class ChatConfig(_Section, frozen=True):
 
 
 class EmbeddingsConfig(_Section, frozen=True):
-    """The model behind /v1/embeddings."""
+    """The model behind /v1/embeddings and /v1/rerank, in a worker of its own."""
 
     model: str | None = None
+    """a Hugging Face id, a local folder, or demo:minilm"""
+    revision: str | None = None
+    served_names: tuple[str, ...] = ()
+    """names beside the id and `default`; the first one is what responses carry"""
+    max_model_len: PositiveInt | None = None
+    """tokens of an input; None: what the model's own files say"""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """auto: half precision on GPUs, float32 on CPUs"""
+    truncate: bool = True
+    """cut inputs that are too long; false: refuse them"""
+    max_inputs: PositiveInt = 2048
+    """of one request"""
+    max_batch_tokens: PositiveInt = 2048
+    """of one forward, padding included"""
+    max_queue: PositiveInt = 16384
+    """waiting inputs above which new ones are refused"""
+    threads: NonNegativeInt = 1
+    """BLAS threads on CPUs; 0 = one a core"""
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    """how far the process steps back for others, as in nice(1)"""
 
 
 class McpConfig(_Section, frozen=True):

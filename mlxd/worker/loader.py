@@ -9,6 +9,7 @@ float32. That is done a module at a time: the peak is the result plus one module
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,16 @@ class Skeleton:
         return LoadedModel(self.model, self.config, self.dtype, weights_bytes)
 
 
-def open_model(folder: Path, options: ModelConfig, device_kind: str) -> Skeleton:
+ModelClasses = Callable[[dict[str, Any]], tuple[type[nn.Module], Any]]
+"""From config.json to a model's class and that of its arguments. ValueError: not supported."""
+
+
+def open_model(
+    folder: Path,
+    options: ModelConfig,
+    device_kind: str,
+    model_classes: ModelClasses = mlx_lm_utils._get_classes,
+) -> Skeleton:
     """Builds the model for a device of kind metal, cuda or cpu. ConfigError: another try can't mend it."""
     on_cpu = device_kind == "cpu"
     config = read_config(folder)
@@ -95,13 +105,17 @@ def open_model(folder: Path, options: ModelConfig, device_kind: str) -> Skeleton
     name = options.path or folder.name
     try:
         model, config = mlx_lm_utils.load_model(
-            folder, lazy=True, strict=True, trust_remote_code=options.trust_remote_code
+            folder,
+            lazy=True,
+            strict=True,
+            get_model_classes=model_classes,
+            trust_remote_code=options.trust_remote_code,
         )
     except FileNotFoundError:
         raise ConfigError(f"the model {name!r} has no model*.safetensors files") from None
     except ValueError as error:
         reason = str(error)
-        if "not supported" in reason:
+        if reason.startswith("Model type"):
             raise ConfigError(
                 f"the model {name!r} has the architecture {config['model_type']!r}, which mlx-lm cannot load"
             ) from None

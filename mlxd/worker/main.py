@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -24,8 +25,12 @@ from mlxd.errors import ConfigError, MlxdError, WorkerError
 from mlxd.step import PROTOCOL_VERSION, ToWorker, WorkerFailure, WorkerInit
 from mlxd.worker.backend import Backend, Send
 from mlxd.worker.channel import Channel
+from mlxd.worker.embeddings.loop import EmbedLoop
 from mlxd.worker.heartbeat import Activity, Pulse, exit_now
 from mlxd.worker.step_loop import StepLoop
+
+if TYPE_CHECKING:
+    from mlxd.worker.embeddings.backend import EmbeddingBackend
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +62,17 @@ def run(channel: Channel[ToWorker]) -> int:
     pulse: Pulse | None = None
     loading = True
     try:
-        config = read_init(channel.receive())
+        init = channel.receive()
+        config = read_init(init)
         log.setup(config.log.level, config.log.format, sys.stderr)
-        backend = make_backend(config, channel.send)
+        backend: Backend | EmbeddingBackend
+        loop: StepLoop | EmbedLoop
+        if isinstance(init, WorkerInit) and init.role == "embed":
+            backend = make_embedding_backend(config, channel.send)
+            loop = EmbedLoop(channel, backend, activity)
+        else:
+            backend = make_backend(config, channel.send)
+            loop = StepLoop(channel, backend, activity, memory=backend.memory)
         pulse = Pulse(channel.send, activity, lambda: backend.memory().active, on_orphaned=exit_now)
         pulse.start()
         channel.send(backend.load())
@@ -67,7 +80,7 @@ def run(channel: Channel[ToWorker]) -> int:
         # What was made so far stays: the collector need not look at it again at every step.
         gc.collect()
         gc.freeze()
-        StepLoop(channel, backend, activity, memory=backend.memory).run()
+        loop.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:
@@ -106,6 +119,17 @@ def make_backend(config: Config, send: Send) -> Backend:
     from mlxd.worker.mlx_backend import MlxBackend
 
     return MlxBackend(config, send, blas)
+
+
+def make_embedding_backend(config: Config, send: Send) -> EmbeddingBackend:
+    """That of a worker of role `embed`, not yet loaded."""
+    from mlxd.worker import lean_import, platform
+
+    blas = platform.prepare(config.embeddings.threads)
+    lean_import.install()
+    from mlxd.worker.embeddings.backend import EmbeddingBackend
+
+    return EmbeddingBackend(config.embeddings, send, blas)
 
 
 def failure(error: Exception, loading: bool) -> WorkerFailure:
