@@ -20,9 +20,13 @@ async def health(request: HTTPRequest, services: Services) -> None:
 
 
 async def ready(request: HTTPRequest, services: Services) -> None:
-    """200 once requests are welcome."""
+    """200 once requests are welcome, also those for the embedding model if there is one."""
+    embeddings = services.embeddings
     try:
         services.engine.check_ready()
+        # Once it was there, generation does not wait for an embedding worker that restarts or has failed.
+        if embeddings is not None and not embeddings.engine.is_loaded:
+            embeddings.engine.check_ready()
     except NotReadyError as error:
         headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
         await request.respond_json(503, {"status": "not_ready", "reason": error.message}, headers)
@@ -32,7 +36,10 @@ async def ready(request: HTTPRequest, services: Services) -> None:
 
 async def status(request: HTTPRequest, services: Services) -> None:
     """The engine's figures, under the guide's names."""
-    await request.respond_json(200, services.engine.status())
+    status = services.engine.status()
+    if services.embeddings is not None:
+        status["embeddings"] = services.embeddings.engine.status()
+    await request.respond_json(200, status)
 
 
 async def metrics(request: HTTPRequest, services: Services) -> None:

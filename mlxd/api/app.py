@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from mlxd.api import admin, tokenize
 from mlxd.api.anthropic.messages import count_tokens, create_message
@@ -25,8 +26,10 @@ from mlxd.api.mcp import execute_tool, list_servers, list_tools
 from mlxd.api.openai import models
 from mlxd.api.openai.chat import create_chat_completion
 from mlxd.api.openai.completions import create_completion
+from mlxd.api.openai.embeddings import create_embeddings
 from mlxd.api.openapi import OpenApiDocument
 from mlxd.api.proxies import TrustedProxies
+from mlxd.api.rerank import rerank
 from mlxd.api.router import Router
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Handler, Services
@@ -43,6 +46,9 @@ from mlxd.errors import (
 )
 from mlxd.mcp.hub import McpHub
 
+if TYPE_CHECKING:
+    from mlxd.engine.embedding_engine import EmbeddingEngine
+
 logger = logging.getLogger("mlxd.api")
 
 PUBLIC_PATHS = frozenset({"/health", "/health/ready", "/metrics", "/openapi.json"})
@@ -53,6 +59,10 @@ UNLIMITED_ROUTES = frozenset({"/v1/requests/{id}/cancel"})
 ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("POST", "/v1/chat/completions", create_chat_completion),
     ("POST", "/v1/completions", create_completion),
+    ("POST", "/v1/embeddings", create_embeddings),
+    ("POST", "/v1/rerank", rerank),
+    ("POST", "/v2/rerank", rerank),
+    ("POST", "/rerank", rerank),
     ("POST", "/v1/messages", create_message),
     ("POST", "/v1/messages/count_tokens", count_tokens),
     ("GET", "/v1/models", models.list_models),
@@ -102,12 +112,18 @@ class App:
 
     def end_streams(self) -> None:
         """The shutdown deadline has come: every running answer gets its last, proper frame."""
-        self._services.engine.abort_all(NotReadyError("the server is shutting down"))
+        error = NotReadyError("the server is shutting down")
+        self._services.engine.abort_all(error)
+        if self._services.embeddings is not None:
+            self._services.embeddings.engine.abort_all(error)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
+        embeddings = self._services.embeddings
         await receive()
         try:
             await self._services.engine.start()
+            if embeddings is not None:
+                await embeddings.engine.start()
         except Exception as error:
             logger.exception("cannot start")
             await send({"type": "lifespan.startup.failed", "message": str(error)})
@@ -121,6 +137,8 @@ class App:
             await tools.stop()
         # The server has waited for the running answers already.
         await self._services.engine.stop(0.0)
+        if embeddings is not None:
+            await embeddings.engine.stop()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _count(self, request: HTTPRequest) -> None:
@@ -190,6 +208,7 @@ class App:
 def create_app(
     config: Config,
     engine: Engine,
+    embedding_engine: EmbeddingEngine | None = None,
     *,
     environ: Mapping[str, str] = os.environ,
     now: Callable[[], float] = time.time,
@@ -197,18 +216,25 @@ def create_app(
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
     mcp: McpHub | None = None,
 ) -> App:
-    """The app over `engine`, which its lifespan starts and stops, as `mcp`: by default what the
-    configuration names.
+    """The app over `engine` and, if there is one, `embedding_engine`, which its lifespan starts and stops, as
+    `mcp`: by default what the configuration names.
 
     Raises:
         ConfigError: an API key cannot be read, a trusted proxy is none, or the MCP servers' file is wrong.
     """
     traffic = Traffic()
+    embeddings = None
+    if embedding_engine is not None:
+        from mlxd.api.embedding_model import EmbeddingModel  # with numpy, which only its vectors need
+
+        embeddings = EmbeddingModel(
+            config.embeddings, embedding_engine, created=int(now()), owned_by=config.model.owned_by
+        )
     metrics = None
     if config.server.metrics:
         from mlxd.api.metrics import MetricsPage  # prometheus_client takes 0.1 s to import
 
-        metrics = MetricsPage(engine, traffic)
+        metrics = MetricsPage(engine, traffic, embedding_engine)
     services = Services(
         config=config,
         engine=engine,
@@ -220,6 +246,7 @@ def create_app(
         mcp=mcp or McpHub.load(config.mcp, environ),
         now=now,
         new_id=new_id,
+        embeddings=embeddings,
     )
     gate = Gate(
         ApiKeys.load(config.limits.api_keys, environ),

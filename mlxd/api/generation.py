@@ -147,19 +147,33 @@ def cancelled() -> ClientClosedRequest:
     return ClientClosedRequest("the request was cancelled", code="request_cancelled")
 
 
+class Cancellable(Protocol):
+    """What runs for a request and can be ended."""
+
+    @property
+    def ids(self) -> tuple[str, str]:
+        """Under which it can be cancelled."""
+
+    @property
+    def client_name(self) -> str | None:
+        """Whose it is: the name of an API key, if there are any."""
+
+    def end(self, cause: HTTPStatusError, /) -> None: ...
+
+
 class ActiveGenerations:
     """All that run now, by response id and by request id (which two requests of a client may share)."""
 
     __slots__ = ("_by_id",)
 
     def __init__(self) -> None:
-        self._by_id: dict[str, list[Generation]] = {}
+        self._by_id: dict[str, list[Cancellable]] = {}
 
-    def add(self, generation: Generation) -> None:
+    def add(self, generation: Cancellable) -> None:
         for key in generation.ids:
             self._by_id.setdefault(key, []).append(generation)
 
-    def remove(self, generation: Generation) -> None:
+    def remove(self, generation: Cancellable) -> None:
         for key in generation.ids:
             found = self._by_id[key]
             found.remove(generation)

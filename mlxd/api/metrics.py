@@ -7,6 +7,7 @@ what is not scraped costs nothing. Importing it imports prometheus_client.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -21,6 +22,9 @@ from mlxd.engine.prefix_report import HitType
 from mlxd.engine.supervisor import WorkerState
 from mlxd.metrics import Histogram
 
+if TYPE_CHECKING:
+    from mlxd.engine.embedding_engine import EmbeddingEngine
+
 PREFIX = "mlxd_"
 
 
@@ -29,10 +33,14 @@ class MetricsPage:
 
     content_type = b"text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, engine: Engine, traffic: Traffic) -> None:
+    def __init__(
+        self, engine: Engine, traffic: Traffic, embedding_engine: EmbeddingEngine | None = None
+    ) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(TrafficCollector(traffic))
         self._registry.register(EngineCollector(engine))
+        if embedding_engine is not None:
+            self._registry.register(EmbeddingCollector(embedding_engine))
 
     def render(self) -> bytes:
         """The page. OpenMetrics would hold up the event loop for nearly twice as long."""
@@ -190,6 +198,37 @@ class EngineCollector(Collector):
         facts = (info.model_type, info.device, info.dtype) if info else ("", "", "")
         build.add_metric((__version__, *facts), 1)
         yield build
+
+
+class EmbeddingCollector(Collector):
+    """The embedding model's requests, batches and worker; only where there is one."""
+
+    def __init__(self, engine: EmbeddingEngine) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        engine, stats, supervisor = self._engine, self._engine.stats, self._engine.supervisor
+        yield _gauge("embedding_inputs_running", "Inputs that the embedding worker has.", engine.num_running)
+        yield _gauge("embedding_inputs_waiting", "Inputs in the embedding queue.", engine.num_waiting)
+        yield _total("embedding_inputs", "Inputs computed.", stats.num_inputs)
+        yield _total("embedding_tokens", "Tokens of these, without padding.", stats.num_tokens)
+        for name, help_text, histogram in (
+            ("embedding_request_seconds", "From arrival to the last vector.", stats.request_seconds),
+            ("embedding_batch_seconds", "How long batches take in the worker.", stats.batch_seconds),
+            ("embedding_batch_inputs", "Inputs in a batch.", stats.batch_inputs),
+            ("embedding_batch_tokens", "Tokens in a batch, without padding.", stats.batch_tokens),
+        ):
+            yield _histogram(name, help_text, histogram)
+        is_up = supervisor.state is WorkerState.READY
+        yield _gauge("embedding_worker_up", "1 while the embedding worker takes batches.", is_up)
+        yield _total(
+            "embedding_worker_restarts", "Workers started after one was lost.", supervisor.num_restarts
+        )
+        yield _gauge(
+            "embedding_device_memory_bytes",
+            "The embedding worker's memory on the device.",
+            stats.active_memory_bytes,
+        )
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

@@ -22,7 +22,9 @@ from mlxd.api.errors import is_anthropic_path
 from mlxd.api.http import HTTPRequest
 from mlxd.api.mcp import McpExecuteRequest
 from mlxd.api.openai import responses as openai
+from mlxd.api.openai.embeddings import EmbeddingRequest
 from mlxd.api.openai.schema import ChatCompletionRequest, CompletionRequest
+from mlxd.api.rerank import RerankRequest
 from mlxd.api.services import Handler, Services
 from mlxd.api.tokenize import DetokenizeRequest, TokenizeRequest
 
@@ -66,6 +68,10 @@ class Operation:
 OPERATIONS = {
     ("POST", "/v1/chat/completions"): Operation(ChatCompletionRequest, openai.ChatCompletion, streams=True),
     ("POST", "/v1/completions"): Operation(CompletionRequest, openai.Completion, streams=True),
+    ("POST", "/v1/embeddings"): Operation(EmbeddingRequest, openai.EmbeddingList),
+    ("POST", "/v1/rerank"): Operation(RerankRequest, responses.Ranking),
+    ("POST", "/v2/rerank"): Operation(RerankRequest, responses.Ranking),
+    ("POST", "/rerank"): Operation(RerankRequest, responses.Ranking),
     ("POST", "/v1/messages"): Operation(MessagesRequest, anthropic.MessageResponse, streams=True),
     ("POST", "/v1/messages/count_tokens"): Operation(CountTokensRequest, anthropic.TokenCount),
     ("GET", "/v1/models"): Operation(response=openai.ModelList),

@@ -33,6 +33,30 @@ class DecodedPrompt(msgspec.Struct, kw_only=True):
     prompt: str
 
 
+class RankedText(msgspec.Struct, kw_only=True):
+    text: str
+
+
+class RankedDocument(msgspec.Struct, kw_only=True):
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class RerankUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Ranking(msgspec.Struct, kw_only=True):
+    """`results`: the most relevant first."""
+
+    id: str
+    model: str
+    usage: RerankUsage
+    results: list[RankedDocument]
+
+
 class DeviceMemory(msgspec.Struct, kw_only=True):
     active_memory_gb: float
     peak_memory_gb: float

@@ -24,6 +24,7 @@ from mlxd.errors import InvalidRequestError
 from mlxd.mcp.hub import McpHub
 
 if TYPE_CHECKING:
+    from mlxd.api.embedding_model import EmbeddingModel
     from mlxd.api.metrics import MetricsPage
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -45,6 +46,8 @@ class Services:
     """None where no MCP servers are configured"""
     now: Callable[[], float]
     new_id: Callable[[], str]
+    embeddings: EmbeddingModel | None = None
+    """None where none is configured"""
 
     async def read(self, request: HTTPRequest, into: type[T]) -> T:
         """The request's body as an `into`; raises what `read_json_body` and `decode` do."""

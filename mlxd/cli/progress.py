@@ -90,10 +90,11 @@ class TerminalProgress:
 
 
 class LogProgress:
-    """A line when a stage begins, then one every LOG_INTERVAL_SECONDS."""
+    """A line when a stage begins, then one every LOG_INTERVAL_SECONDS. `subject` begins each."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], subject: str = "") -> None:
         self._clock = clock
+        self._subject = subject
         self._stage = ""
         self._next_line = 0.0
 
@@ -103,7 +104,7 @@ class LogProgress:
             return
         self._stage = progress.stage
         self._next_line = now + LOG_INTERVAL_SECONDS
-        parts = [_title(progress.stage), progress.detail, amount(progress)]
+        parts = [self._subject, _title(progress.stage), progress.detail, amount(progress)]
         logger.info("%s", " ".join(part for part in parts if part))
 
     def close(self) -> None:

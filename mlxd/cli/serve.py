@@ -18,10 +18,10 @@ from collections.abc import Callable
 from typing import TextIO
 
 from mlxd import log
-from mlxd.cli.progress import ProgressView, progress_view
+from mlxd.cli.progress import LogProgress, ProgressView, progress_view
 from mlxd.cli.settings import resolve_secrets
 from mlxd.config import Config
-from mlxd.step import MemoryPlan, WorkerReady
+from mlxd.step import EmbedderReady, MemoryPlan, WorkerReady
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,17 @@ def run_serve(config: Config, *, show_example: bool) -> int:
     view = progress_view(sys.stderr, time.monotonic)
     announcer = Announcer(config, view, sys.stdout, show_example=show_example)
     engine = Engine(config, on_progress=view.update, on_ready=announcer.ready, on_failed=announcer.failed)
-    app = create_app(config, engine)
+    embedding_engine = None
+    if config.embeddings.model is not None:
+        from mlxd.engine.embedding_engine import EmbeddingEngine
+
+        embedding_engine = EmbeddingEngine(
+            config,
+            on_progress=LogProgress(time.monotonic, "embedding model:").update,
+            on_ready=announcer.embedder_ready,
+            on_failed=announcer.failed,
+        )
+    app = create_app(config, engine, embedding_engine)
     try:
         code = serve(
             app,
@@ -91,6 +101,7 @@ class Announcer:
         self._stop = stop
         self._url = ""
         self._info: WorkerReady | None = None
+        self._embedder: EmbedderReady | None = None
 
     def listening(self, url: str) -> None:
         """The server is bound to `url`, which has the real port."""
@@ -112,6 +123,16 @@ class Announcer:
             logger.warning("%s", warning)
         self._print_when_complete()
 
+    def embedder_ready(self, info: EmbedderReady) -> None:
+        """The embedding worker takes requests: for the first time, or again after a restart."""
+        if self._embedder is not None:
+            logger.info("the embedding worker is ready again", extra={"worker_pid": info.pid})
+            return
+        self._embedder = info
+        for warning in info.warnings:
+            logger.warning("%s", warning)
+        self._print_when_complete()
+
     def failed(self, reason: str) -> None:
         """There will be no worker (the engine has logged why): ends the server, as a signal would."""
         self.has_failed = True
@@ -120,8 +141,8 @@ class Announcer:
         self._stop()
 
     def _print_when_complete(self) -> None:
-        info = self._info
-        if info is None or not self._url:
+        info, embedder = self._info, self._embedder
+        if info is None or not self._url or (self._config.embeddings.model and embedder is None):
             return
         lines = [
             f"mlxd is ready: {model_name(self._config)} at {self._url}",
@@ -129,6 +150,8 @@ class Announcer:
         ]
         if info.memory.device_bytes:
             lines.append("  " + memory_line(info.memory))
+        if embedder is not None:
+            lines.append(f"  embeddings: {embedding_line(self._config, embedder)}")
         if self._show_example:
             lines += ["Try it:", "  " + curl_line(self._config, self._url)]
         print(*lines, sep="\n", file=self._out, flush=True)
@@ -148,6 +171,14 @@ def model_name(config: Config) -> str:
     """The name that responses carry."""
     names = config.model.served_names
     return names[0] if names else config.model.path or config.worker.backend
+
+
+def embedding_line(config: Config, info: EmbedderReady) -> str:
+    """`demo:minilm, 384 dimensions, float32, inputs of 256 tokens`"""
+    names = config.embeddings.served_names
+    kind = "cross-encoder" if info.is_cross_encoder else f"{info.size} dimensions"
+    name = names[0] if names else config.embeddings.model
+    return f"{name}, {kind}, {info.dtype}, inputs of {info.max_model_len:,} tokens"
 
 
 def memory_line(plan: MemoryPlan) -> str:

@@ -29,13 +29,6 @@ BOOLEAN_WORDS = {
     **dict.fromkeys(("false", "0", "no", "off"), False),
 }
 
-NOT_AVAILABLE = frozenset(
-    {
-        "embeddings.model",
-    }
-)
-"""Keys that this version knows and cannot honour: anything but their default is refused, never ignored."""
-
 
 class Reading(NamedTuple):
     """A value as it was read. `origin` says where; `is_text`: from a flag or variable, still to be parsed."""
@@ -261,11 +254,7 @@ def _convert_mapping(value: object, kind: type[msgspec.Struct], path: str) -> ms
 
 
 def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
-    """(key, message) of values that are each allowed but not together, or not in this version."""
-    for key in sorted(NOT_AVAILABLE):
-        section, _, name = key.partition(".")
-        if getattr(getattr(config, section), name) != getattr(getattr(Config(), section), name):
-            yield key, "not available in this version of mlxd"
+    """(key, message) of values that are each allowed but not together."""
     yield from _wrong_parsers(config.chat)
     names = [entry.name for entry in config.limits.api_keys]
     for index, entry in enumerate(config.limits.api_keys):
@@ -273,9 +262,7 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
             yield "limits.api_keys", f"entry {index} needs exactly one of key, key_file and key_env"
     if len(set(names)) < len(names):
         yield "limits.api_keys", f"names must differ, not {', '.join(names)}"
-    served = config.model.served_names
-    if not all(served) or len(set(served)) < len(served):
-        yield "model.served_names", "names must differ and not be empty"
+    yield from _wrong_model_names(config)
     if config.server.trusted_proxies:
         from mlxd.api.proxies import TrustedProxies  # imports more than most commands need
 
@@ -285,6 +272,21 @@ def _contradictions(config: Config) -> Iterable[tuple[str, str]]:
             yield "server.trusted_proxies", str(error)
     if not config.server.host and config.server.unix_socket is None:
         yield "server.host", "must not be empty; 0.0.0.0 is every IPv4 address"
+
+
+def _wrong_model_names(config: Config) -> Iterable[tuple[str, str]]:
+    """Names that are empty, given twice, or those of the other model."""
+    chat, embedding = config.model, config.embeddings
+    for key, names in (
+        ("model.served_names", chat.served_names),
+        ("embeddings.served_names", embedding.served_names),
+    ):
+        if not all(names) or len(set(names)) < len(names):
+            yield key, "names must differ and not be empty"
+    of_chat, of_embedding = {*chat.served_names, chat.path}, {*embedding.served_names, embedding.model}
+    shared = (of_chat & of_embedding) - {None}
+    if shared:
+        yield "embeddings.model", f"{', '.join(map(str, shared))} is the name of the chat model already"
 
 
 def _wrong_parsers(chat: ChatConfig) -> Iterable[tuple[str, str]]:

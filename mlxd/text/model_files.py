@@ -76,9 +76,9 @@ class ModelFiles:
         `chat_template_override` replaces all of the model's templates: a file's path, or template text.
         Raises ConfigError where a file is not JSON of the expected shape or the override cannot be read.
         """
-        config = _read_json(folder / "config.json")
-        generation_config = _read_json(folder / "generation_config.json")
-        tokenizer_config = _read_json(folder / "tokenizer_config.json")
+        config = read_json(folder / "config.json")
+        generation_config = read_json(folder / "generation_config.json")
+        tokenizer_config = read_json(folder / "tokenizer_config.json")
         special_tokens = _special_tokens(folder, tokenizer_config)
         if chat_template_override is None:
             templates = _chat_templates(folder, tokenizer_config)
@@ -105,7 +105,8 @@ class ModelFiles:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; {} where there is no such file. ConfigError for anything else."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -146,7 +147,7 @@ def _special_tokens(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
     sources: list[Mapping[str, Any]] = [tokenizer_config]
     if "added_tokens_decoder" not in tokenizer_config:
         # Older folders keep the names in a file of their own, which wins (as in transformers).
-        sources.append(_read_json(folder / "special_tokens_map.json"))
+        sources.append(read_json(folder / "special_tokens_map.json"))
     tokens: dict[str, str] = {}
     for source in sources:
         extra = source.get("extra_special_tokens")
@@ -169,7 +170,7 @@ def _added_token_id(folder: Path, tokenizer_config: Mapping[str, Any], text: str
     try:
         data = (folder / "tokenizer.json").read_bytes()
     except FileNotFoundError:
-        value = _read_json(folder / "added_tokens.json").get(text)
+        value = read_json(folder / "added_tokens.json").get(text)
         return value if isinstance(value, int) else None
     try:
         added_tokens = msgspec.json.decode(data, type=_TokenizerJson).added_tokens
@@ -226,7 +227,7 @@ def _chat_templates(folder: Path, tokenizer_config: Mapping[str, Any]) -> dict[s
     for path in sorted((folder / "chat_templates").glob("*.jinja")):
         found[path.stem] = _read_text(path)
     if not found:
-        found = _named_templates(_read_json(folder / "chat_template.json").get("chat_template"))
+        found = _named_templates(read_json(folder / "chat_template.json").get("chat_template"))
     return found or _named_templates(tokenizer_config.get("chat_template"))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import tokenizers
 
@@ -26,6 +27,22 @@ from mlxd.text.token_pieces import DecoderKind, DecoderScheme, PieceTable
 CONVERT_TIMEOUT_SECONDS = 300
 
 _NOT_UNICODE = "the text is not valid Unicode: it holds a lone surrogate"
+
+
+class EncodedPair(NamedTuple):
+    """Two texts in one sequence. The last `num_trailing` tokens are special ones, after the second text's
+    `num_second`."""
+
+    token_ids: list[int]
+    token_types: list[int]
+    num_second: int
+    num_trailing: int
+
+    @classmethod
+    def of(cls, encoding: tokenizers.Encoding) -> EncodedPair:
+        owners = encoding.sequence_ids
+        trailing = next((n for n, owner in enumerate(reversed(owners)) if owner is not None), len(owners))
+        return cls(encoding.ids, encoding.type_ids, owners.count(1), trailing)
 
 
 class Tokenizer:
@@ -118,6 +135,14 @@ class Tokenizer:
         except TypeError as error:
             raise InvalidRequestError(_NOT_UNICODE) from error
         return [encoding.ids for encoding in encodings]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[EncodedPair]:
+        """Each pair of texts as one sequence, as the model's post-processor joins them, on all cores."""
+        try:
+            encodings = self._tokenizer.encode_batch_fast(list(pairs), add_special_tokens=True)
+        except TypeError as error:
+            raise InvalidRequestError(_NOT_UNICODE) from error
+        return [EncodedPair.of(encoding) for encoding in encodings]
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of `token_ids`; ids without a token count as none. InvalidRequestError below 0.

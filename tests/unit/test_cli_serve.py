@@ -171,7 +171,7 @@ class TestRunServe:
         app = SimpleNamespace(end_streams=lambda: None)
         for name, content in (
             ("mlxd.engine.engine", {"Engine": Engine}),
-            ("mlxd.api.app", {"create_app": lambda config, engine: app}),
+            ("mlxd.api.app", {"create_app": lambda config, engine, embeddings: app}),
             ("mlxd.server", {"serve": fake_serve}),
         ):
             module = ModuleType(name)

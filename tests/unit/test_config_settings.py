@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxd.cli import settings
-from mlxd.cli.flags import default_of
 from mlxd.cli.settings import KEY_TYPES, MASK, Reading, load, masked, resolve_secrets
 from mlxd.config import ApiKeyConfig, Config
 from mlxd.errors import ConfigError
@@ -160,12 +159,12 @@ def test_environment_names_are_unambiguous() -> None:
     assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("key", sorted(settings.NOT_AVAILABLE))
-def test_what_this_version_cannot_do_is_refused_not_ignored(key: str) -> None:
-    default = default_of(key)
-    value = "true" if default is False else "5"
-    assert "not available in this version" in problem(flags={key: flag(value)})
-    assert load(None, {}, {key: Reading(default, "server.yaml:1")}) == Config()
+def test_the_two_models_have_names_of_their_own() -> None:
+    assert "must differ" in problem(flags={"embeddings.served_names": flag("a,a")})
+    shared = {"embeddings.model": flag("b"), "embeddings.served_names": flag("a"), "model.path": flag("x/y")}
+    assert load(None, {}, shared).embeddings.served_names == ("a",)
+    message = problem(flags={**shared, "model.served_names": flag("a")})
+    assert "embeddings.model: a is the name of the chat model already" in message
 
 
 @pytest.mark.parametrize("key", ["chat.reasoning_parser", "chat.tool_call_parser"])

@@ -5,30 +5,37 @@ It does not know what is behind the names.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mlxd.api.http import HTTPRequest
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 
+if TYPE_CHECKING:
+    from mlxd.api.embedding_model import EmbeddingModel
+
 
 async def list_models(request: HTTPRequest, services: Services) -> None:
-    """Every name under which the model is served."""
-    model = services.model
+    """Every name under which a model is served."""
+    models: list[ServedModel | EmbeddingModel] = [services.model]
+    if services.embeddings is not None:
+        models.append(services.embeddings)
     await request.respond_json(
-        200, {"object": "list", "data": [_describe(model, name) for name in model.names]}
+        200, {"object": "list", "data": [_describe(model, name) for model in models for name in model.names]}
     )
 
 
 async def get_model(request: HTTPRequest, services: Services) -> None:
     """One of them, or `default`; 404 for any other."""
-    model = services.model
-    model.check_name(request.path_param)
-    name = request.path_param if request.path_param in model.names else model.name
-    await request.respond_json(200, _describe(model, name))
+    asked, embeddings = request.path_param, services.embeddings
+    model: ServedModel | EmbeddingModel = services.model
+    if embeddings is not None and asked in (*embeddings.names, embeddings.root):
+        model = embeddings
+    model.check_name(asked)
+    await request.respond_json(200, _describe(model, asked if asked in model.names else model.name))
 
 
-def _describe(model: ServedModel, name: str) -> dict[str, Any]:
+def _describe(model: ServedModel | EmbeddingModel, name: str) -> dict[str, Any]:
     return {
         "id": name,
         "object": "model",

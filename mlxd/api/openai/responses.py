@@ -106,6 +106,27 @@ class Completion(_Answer, kw_only=True):
     usage: Usage
 
 
+class EmbeddingUsage(msgspec.Struct, kw_only=True):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embedding(msgspec.Struct, kw_only=True):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """base64 of little-endian float32 where that was asked for"""
+
+
+class EmbeddingList(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[Embedding]
+    usage: EmbeddingUsage
+
+
 class Model(msgspec.Struct, kw_only=True):
     id: str
     object: Literal["model"]

@@ -1,0 +1,433 @@
+"""The embedding engine: takes texts' tokens, keeps the embedding worker busy, hands out vectors.
+
+It does not know HTTP, texts or prompts. Everything here runs on the event loop's thread. A worker's death
+costs nothing but time: what it had is sent once more, each request by itself, and only what has been there at
+two deaths fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mlxd.config import Config
+from mlxd.engine.embedding_input import EmbeddingInput
+from mlxd.engine.executor import ProcessExecutor
+from mlxd.engine.stats import Speed
+from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
+from mlxd.errors import (
+    GenerationTimeout,
+    HTTPStatusError,
+    InternalError,
+    NotReadyError,
+    OverloadedError,
+    WorkerError,
+)
+from mlxd.metrics import BATCH_ROWS, REQUEST_SECONDS, TOKENS, Histogram
+from mlxd.step import EmbedBatch, EmbedderReady, EmbedResult, Progress
+from mlxd.step import ModelFiles as ModelFilesMessage
+from mlxd.text.model_files import ModelFiles
+from mlxd.text.sentence_files import SentenceFiles
+from mlxd.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+MAX_BATCHES_IN_FLIGHT = 2
+"""The one the worker computes and the one it has ready; more would only make others wait for it."""
+MAX_ATTEMPTS = 2
+DEFAULT_RETRY_SECONDS = 2.0
+MAX_RETRY_SECONDS = 120.0
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """The inputs of one request. Its `future` gives the vectors; cancelling it drops what is not computed.
+
+    `pending`: indices that no worker has, the longest input last.
+    """
+
+    inputs: Sequence[EmbeddingInput]
+    vectors: Vectors
+    future: asyncio.Future[Vectors]
+    arrival_time: float
+    num_left: int
+    pending: list[int] = field(default_factory=list)
+    num_attempts: int = 1
+
+    def length(self, index: int) -> int:
+        """Tokens of an input."""
+        return len(self.inputs[index].token_ids)
+
+    @property
+    def num_pending_tokens(self) -> int:
+        return sum(map(self.length, self.pending))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the worker has been sent: (job, index of the input)."""
+
+    batch_id: int
+    rows: list[tuple[Job, int]]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(job.length(index) for job, index in self.rows)
+
+
+@dataclass(slots=True)
+class EmbeddingStats:
+    """Totals since start."""
+
+    num_requests: int = 0
+    """that ended, in whatever way"""
+    num_inputs: int = 0
+    num_tokens: int = 0
+    """computed, without padding"""
+    active_memory_bytes: int = 0
+    speed: Speed = field(default_factory=Speed)
+    request_seconds: Histogram = field(default_factory=partial(Histogram, REQUEST_SECONDS))
+    batch_seconds: Histogram = field(default_factory=partial(Histogram, REQUEST_SECONDS))
+    batch_inputs: Histogram = field(default_factory=partial(Histogram, BATCH_ROWS))
+    batch_tokens: Histogram = field(default_factory=partial(Histogram, TOKENS))
+
+
+start_embedder = partial(ProcessExecutor, role="embed")
+
+
+class EmbeddingEngine:
+    """One model, one worker, many requests, which take turns batch by batch.
+
+    `on_progress` is told of loading; `on_ready` when requests are welcome (again); `on_failed` when there
+    will be no worker any more.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        on_progress: Callable[[Progress], None] | None = None,
+        on_ready: Callable[[EmbedderReady], None] | None = None,
+        on_failed: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        make_executor: MakeExecutor = start_embedder,
+    ) -> None:
+        self.config = config.embeddings
+        self.info: EmbedderReady | None = None
+        self.tokenizer: Tokenizer | None = None
+        self.sentence_files: SentenceFiles | None = None
+        self.stats = EmbeddingStats()
+        self.supervisor = WorkerSupervisor(
+            config, self, ready=EmbedderReady, result=EmbedResult, clock=clock, make_executor=make_executor
+        )
+        self._timeout_seconds = config.limits.timeout_seconds
+        self._tell_progress = on_progress
+        self._tell_ready = on_ready
+        self._tell_failed = on_failed
+        self._clock = clock
+        self._stopping = False
+        self._queue: deque[Job] = deque()
+        """jobs with pending inputs, the next one first"""
+        self._num_waiting = 0
+        self._waiting_tokens = 0
+        self._jobs: set[Job] = set()
+        self._in_flight: deque[Batch] = deque()
+        self._next_batch_id = 1
+        self._load_task: asyncio.Task[None] | None = None
+
+    # Life
+
+    async def start(self) -> None:
+        """Start the worker; returns at once, the model loads in the background."""
+        await self.supervisor.start()
+
+    async def stop(self) -> None:
+        """End what runs, stop the worker."""
+        self._stopping = True
+        self.abort_all(NotReadyError("the server is shutting down"))
+        await self.supervisor.stop()
+        if self._load_task is not None:
+            self._load_task.cancel()
+
+    def check_ready(self) -> None:
+        """Raises NotReadyError with the reason unless requests can be taken."""
+        if self._stopping:
+            raise NotReadyError("the server is shutting down")
+        if self.supervisor.state is WorkerState.FAILED:
+            raise NotReadyError("the embedding worker kept failing", retry_after=60)
+        if not self.is_loaded:
+            raise NotReadyError("the embedding model is loading")
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it has been ready once. A worker that restarts takes requests: they wait for it."""
+        return self.info is not None and self.tokenizer is not None and self.sentence_files is not None
+
+    @property
+    def num_waiting(self) -> int:
+        """Inputs that no worker has yet."""
+        return self._num_waiting
+
+    @property
+    def num_running(self) -> int:
+        """Inputs that the worker has."""
+        return sum(len(batch.rows) for batch in self._in_flight)
+
+    # Requests
+
+    def submit(self, inputs: Sequence[EmbeddingInput]) -> Job:
+        """Take `inputs`, of which there is one at least, together, or none of them.
+
+        The job's vectors are float32 [len(inputs), size]; a cross-encoder's are scores. Its future fails with
+        GenerationTimeout, with WorkerError after two deaths of a worker, or with what `end` was given. Raises
+        NotReadyError or OverloadedError.
+        """
+        self.check_ready()
+        self._check_queue(inputs)
+        assert self.info is not None
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Vectors] = loop.create_future()
+        timeout = self._timeout_seconds
+        error = GenerationTimeout(f"the request took longer than {timeout:g} s")
+        job = Job(
+            inputs,
+            vectors=np.empty((len(inputs), self.info.size), np.float32),
+            future=future,
+            arrival_time=self._clock(),
+            num_left=len(inputs),
+        )
+        job.pending = sorted(range(len(inputs)), key=job.length)
+        timer = loop.call_later(timeout, self.end, job, error)
+        future.add_done_callback(lambda _: self._forget(job, timer))
+        self._jobs.add(job)
+        self._enqueue(job)
+        # Requests of the same turn of the loop share a batch.
+        loop.call_soon(self._pump)
+        return job
+
+    def end(self, job: Job, error: HTTPStatusError) -> None:
+        """End it early, unless it is done."""
+        if not job.future.done():
+            job.future.set_exception(error)
+
+    def abort_all(self, error: HTTPStatusError) -> None:
+        """End every request with `error`."""
+        for job in list(self._jobs):
+            self.end(job, error)
+
+    def status(self) -> dict[str, object]:
+        """What /v1/status says of it."""
+        info, supervisor, stats = self.info, self.supervisor, self.stats
+        return {
+            "model": self.config.served_names[0] if self.config.served_names else self.config.model,
+            "state": str(supervisor.state),
+            "pid": info.pid if info else None,
+            "restarts": supervisor.num_restarts,
+            "device": info.device if info else None,
+            "dtype": info.dtype if info else None,
+            "dimensions": info.size if info else None,
+            "num_running": self.num_running,
+            "num_waiting": self.num_waiting,
+            "total_requests_processed": stats.num_requests,
+            "total_inputs": stats.num_inputs,
+            "total_tokens": stats.num_tokens,
+            "tokens_per_second": round(stats.speed.tokens_per_second, 1),
+        }
+
+    # What the worker says (WorkerListener)
+
+    def on_progress(self, progress: Progress) -> None:
+        if self._tell_progress is not None:
+            self._tell_progress(progress)
+
+    def on_model_files(self, files: ModelFilesMessage) -> None:
+        if self._load_task is None:
+            self._load_task = asyncio.get_running_loop().create_task(self._load_text(Path(files.path)))
+
+    def on_worker_ready(self, info: EmbedderReady) -> None:
+        self.info = info
+        self._become_ready()
+
+    def on_worker_lost(self, reason: str) -> None:
+        lost: dict[Job, list[int]] = {}
+        for batch in self._in_flight:
+            for job, index in batch.rows:
+                lost.setdefault(job, []).append(index)
+        self._in_flight.clear()
+        error = WorkerError("the embedding worker stopped while it computed this answer")
+        for job, indices in lost.items():
+            if job.future.done():
+                continue
+            self._dequeue(job)
+            job.num_attempts += 1
+            if job.num_attempts > MAX_ATTEMPTS:
+                self.end(job, error)
+            else:
+                job.pending = sorted([*job.pending, *indices], key=job.length)
+                self._enqueue(job)
+
+    def on_worker_failed(self, reason: str) -> None:
+        self._in_flight.clear()
+        self.abort_all(NotReadyError("the embedding worker failed", retry_after=60))
+        if not self.is_loaded and self._tell_failed is not None:
+            self._tell_failed(f"the embedding model: {reason}")
+
+    def on_result(self, result: EmbedResult) -> None:
+        batch = self._in_flight.popleft() if self._in_flight else None
+        assert self.info is not None
+        size = self.info.size
+        if (
+            batch is None
+            or batch.batch_id != result.batch_id
+            or len(result.vectors) != 4 * size * len(batch.rows)
+        ):
+            self.supervisor.kill(f"result {result.batch_id} answers no batch")
+            return
+        vectors = np.frombuffer(result.vectors, np.float32).reshape(-1, size)
+        is_valid = np.isfinite(vectors.sum(axis=1))
+        self._count_batch(batch, result)
+        for row, (job, index) in enumerate(batch.rows):
+            if not is_valid[row]:
+                self.end(job, InternalError("the model gave no valid vector"))
+            job.vectors[index] = vectors[row]
+            job.num_left -= 1
+            if not job.num_left and not job.future.done():
+                job.future.set_result(job.vectors)
+        self._pump()
+
+    # Within
+
+    async def _load_text(self, folder: Path) -> None:
+        try:
+            files = await asyncio.to_thread(ModelFiles.read, folder)
+            self.sentence_files = await asyncio.to_thread(SentenceFiles.read, folder)
+            self.tokenizer = await asyncio.to_thread(Tokenizer.load, files)
+        except Exception as error:
+            logger.exception("the embedding model's tokenizer cannot be loaded")
+            if self._tell_failed is not None:
+                self._tell_failed(f"the embedding model: {error}")
+            return
+        self._become_ready()
+
+    def _become_ready(self) -> None:
+        if self.is_loaded and self.supervisor.state is WorkerState.READY:
+            assert self.info is not None
+            if self._tell_ready is not None:
+                self._tell_ready(self.info)
+            self._pump()
+
+    def _check_queue(self, inputs: Sequence[EmbeddingInput]) -> None:
+        limit = self.config.max_queue
+        if self._num_waiting and self._num_waiting + len(inputs) > limit:
+            speed = self.stats.speed.tokens_per_second
+            seconds = self._waiting_tokens / speed if speed else DEFAULT_RETRY_SECONDS
+            raise OverloadedError(
+                f"the queue is full: {self._num_waiting} inputs wait (limit: {limit})",
+                retry_after=min(seconds, MAX_RETRY_SECONDS),
+            )
+
+    def _pump(self) -> None:
+        while self._queue and self.supervisor.state is WorkerState.READY and self._has_room():
+            batch = self._next_batch()
+            self._in_flight.append(batch)
+            self.supervisor.send(encode(batch))
+
+    def _has_room(self) -> bool:
+        """Whether the worker may have one more batch. One that is tried again must be alone there."""
+        if not self._in_flight:
+            return True
+        is_retry = self._queue[0].num_attempts > 1 or self._in_flight[0].rows[0][0].num_attempts > 1
+        return not is_retry and len(self._in_flight) < MAX_BATCHES_IN_FLIGHT
+
+    def _next_batch(self) -> Batch:
+        """Inputs of the first job in the queue, and where it leaves room, of those after it.
+
+        A job that is not through goes to the end of the queue, so that a short one waits for one batch of
+        each of the others at most. A job that was there when a worker died has its batches for itself.
+        """
+        rows: list[tuple[Job, int]] = []
+        limit, longest = self.config.max_batch_tokens, 0
+        for _ in range(len(self._queue)):
+            job = self._queue[0]
+            if rows and (job.num_attempts > 1 or rows[0][0].num_attempts > 1):
+                break
+            while job.pending:
+                width = max(longest, job.length(job.pending[-1]))
+                if rows and width * (len(rows) + 1) > limit:
+                    break
+                longest = width
+                rows.append((job, job.pending.pop()))
+            if job.pending:
+                # The batch is full. Who began it has had its turn; who only filled it up has not.
+                if rows[0][0] is job:
+                    self._queue.rotate(-1)
+                break
+            self._queue.popleft()
+        rows.sort(key=lambda row: row[0].length(row[1]), reverse=True)
+        batch = Batch(self._next_batch_id, rows)
+        self._next_batch_id += 1
+        self._num_waiting -= len(rows)
+        self._waiting_tokens -= batch.num_tokens
+        return batch
+
+    def _count_batch(self, batch: Batch, result: EmbedResult) -> None:
+        stats, num_tokens = self.stats, batch.num_tokens
+        stats.num_inputs += len(batch.rows)
+        stats.num_tokens += num_tokens
+        stats.active_memory_bytes = result.active_memory_bytes
+        stats.speed.observe(num_tokens, result.seconds)
+        stats.batch_seconds.observe(result.seconds)
+        stats.batch_inputs.observe(len(batch.rows))
+        stats.batch_tokens.observe(num_tokens)
+
+    def _enqueue(self, job: Job) -> None:
+        self._queue.append(job)
+        self._num_waiting += len(job.pending)
+        self._waiting_tokens += job.num_pending_tokens
+
+    def _dequeue(self, job: Job) -> None:
+        """Whether it is in the queue or not."""
+        if job in self._queue:
+            self._queue.remove(job)
+            self._num_waiting -= len(job.pending)
+            self._waiting_tokens -= job.num_pending_tokens
+
+    def _forget(self, job: Job, timer: asyncio.TimerHandle) -> None:
+        """The job is over: it has its vectors, or an error, or nobody waits for it any more."""
+        timer.cancel()
+        self._dequeue(job)
+        self._jobs.discard(job)
+        self.stats.num_requests += 1
+        self.stats.request_seconds.observe(self._clock() - job.arrival_time)
+
+
+def encode(batch: Batch) -> EmbedBatch:
+    """The batch as the worker gets it."""
+    inputs = [job.inputs[index] for job, index in batch.rows]
+    lengths = array("i", (len(item.token_ids) for item in inputs))
+    prompts = array("i", (item.num_prompt_tokens for item in inputs))
+    token_types = b""
+    if any(item.token_types for item in inputs):
+        token_types = bytes(
+            chain.from_iterable(item.token_types or (0,) * len(item.token_ids) for item in inputs)
+        )
+    return EmbedBatch(
+        batch.batch_id,
+        lengths=lengths.tobytes(),
+        token_ids=array("i", chain.from_iterable(item.token_ids for item in inputs)).tobytes(),
+        num_prompt_tokens=prompts.tobytes() if any(prompts) else b"",
+        token_types=token_types,
+    )
