@@ -156,7 +156,6 @@ class Runner:
         slots = batch.slots[batch.sampled_rows]
         sampler = self._sampler
         logits, arrays = self._forward(batch, sampler.last_tokens)
-        may_start = previous is None or previous.finished or not self._one_at_a_time
         sampled = prompt = None
         if batch.prompt_rows and logits is not None:
             prompt = PromptTokenLogprobs(logits[len(slots) :], batch.prompt_rows)
@@ -164,7 +163,7 @@ class Runner:
             arrays += prompt.arrays
         constrained = self._grammars.constrained(slots)
         if logits is not None:
-            if constrained and may_start:
+            if constrained and self._may_start(previous):
                 # What these rows may say follows from the step before: the forward runs meanwhile.
                 mx.async_eval([logits, *arrays])  # type: ignore[no-untyped-call]
             constraints = {place: row.constraint() for place, row in constrained.items()}
@@ -175,9 +174,13 @@ class Runner:
         self._newest = PendingStep(plan.step_id, sampled, arrays, prompt)
         for place, row in constrained.items():
             row.sampled(self._newest, place)
-        if may_start:
+        if self._may_start(previous):  # rows with a grammar have waited for it
             self._newest.start()
         return self._newest
+
+    def _may_start(self, previous: PendingStep | None) -> bool:
+        """Whether a step may run behind `previous`."""
+        return previous is None or previous.finished or not self._one_at_a_time
 
     def warmup(self) -> None:
         """Run one step of each kind, so that first requests find kernels compiled and memory mapped.

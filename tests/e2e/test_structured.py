@@ -198,3 +198,35 @@ def test_answers_fit_their_schemas(smollm2: ServerProcess) -> None:
         if reason == "stop":
             assert not problems(schema, text), (schema, text)
     assert count([reason for reason, _ in answers], "stop") >= MIN_ANSWERED
+
+
+def test_several_choices_streamed_with_logprobs_beside_tools(smollm2: ServerProcess) -> None:
+    """All at once: an answer is one of the texts, or a call."""
+    colours = ["red", "light green", "blue"]
+    fields = openai_fields(0, TOOLS[2:3]) | {"tool_choice": "auto", "n": 3, "temperature": 1.5}
+    texts, calls, tokens = [""] * 3, [""] * 3, [""] * 3
+    reasons: dict[int, str] = {}
+
+    async def run() -> None:
+        async with AsyncOpenAI(base_url=f"{smollm2.url}/v1", api_key="none", timeout=TIMEOUT) as client:
+            stream = await client.chat.completions.create(
+                **fields, stream=True, logprobs=True, extra_body={"guided_choice": colours}
+            )
+            async for chunk in stream:
+                for choice in chunk.choices:
+                    index, delta = choice.index, choice.delta
+                    texts[index] += delta.content or ""
+                    for call in delta.tool_calls or []:
+                        calls[index] += call.function.arguments or ""
+                    if choice.logprobs is not None:
+                        tokens[index] += "".join(part.token for part in choice.logprobs.content or [])
+                    reasons[index] = choice.finish_reason or reasons.get(index, "")
+
+    asyncio.run(run())
+    for text, call, said, (_, reason) in zip(texts, calls, tokens, sorted(reasons.items()), strict=True):
+        if reason == "stop":
+            assert text in colours
+            assert said.startswith(text)
+        else:
+            assert reason == "tool_calls" and not text
+            assert not problems(TOOLS[2].parameters, call)

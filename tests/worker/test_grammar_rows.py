@@ -153,6 +153,53 @@ def test_a_preempted_request_goes_on_where_it_was(driver: Driver) -> None:
     assert re.fullmatch("[abxyz]{30}", text_of(preempted))
 
 
+def test_a_new_worker_goes_on_where_the_old_one_was(driver: Driver, tmp_path: Path) -> None:
+    """As after a restart: it knows nothing but the prompt and the tokens that are out."""
+    grammar = json_grammar(SMALL_OBJECT)
+    thinking = {"triggers": ("</think>",), "logit_bias": {TOKENIZER.token_to_id("</think>"): 6.0}}
+    ways = [constrained(grammar, seed=4), constrained(grammar, seed=5, **thinking)]
+    expected = [driver.add(prompt_of(8, seed), way) for seed, way in enumerate(ways)]
+    driver.run(60, wait=False)
+    TOKENIZER.save(str(tmp_path / "tokenizer.json"))
+    for done in range(0, 20, 3):
+        other = Driver(make_runner(tmp_path / "tokenizer.json"), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+        for sequence in expected:
+            resumed = other.add(list(sequence.prompt), sequence.sampling)
+            resumed.outputs += sequence.outputs[:done]
+        other.run(60, wait=False)
+        assert [sequence.outputs[:60] for sequence in other.sequences] == [
+            sequence.outputs[:60] for sequence in expected
+        ]
+
+
+def test_choices_of_one_prompt_are_each_held_to_the_grammar(driver: Driver) -> None:
+    """As n > 1 does: blocks are shared, numbers are not."""
+    grammar = json_grammar(SMALL_OBJECT)
+    first = driver.add(prompt_of(9), constrained(grammar, seed=0))
+    driver.step()
+    choices = [first, *(driver.fork(first, constrained(grammar, seed=seed)) for seed in range(1, 8))]
+    driver.run(60, wait=False)
+    texts = [text_of(choice) for choice in choices]
+    assert all(map(is_small_object, texts))
+    assert len(set(texts)) > 1
+
+
+def test_logprobs_are_those_of_the_model_without_a_grammar(driver: Driver) -> None:
+    """The first token of each has the same context, and so the same raw distribution."""
+    grammar = LLMatcher.grammar_from_regex("[ab]{3}")
+    free = driver.add(prompt_of(9), SamplingParams(temperature=0.0, logprobs=VOCAB_SIZE))
+    held = driver.add(prompt_of(9), constrained(grammar, temperature=0.0, logprobs=3))
+    driver.run(4)
+    [everything, said] = free.logprobs[0], held.logprobs[0]
+    assert everything is not None and said is not None
+    raw = dict(zip(everything.top_token_ids, everything.top_logprobs, strict=True))
+    token = held.outputs[0]
+    assert TOKENIZER.decode([token]).strip("ab") == ""
+    assert said.logprob == pytest.approx(raw[token], abs=1e-5)
+    assert said.rank == 1 + sum(logprob > raw[token] for logprob in raw.values())
+    assert said.top_token_ids == everything.top_token_ids[:3], "what the model would have said"
+
+
 def test_a_grammar_that_must_end_wins_over_min_tokens(driver: Driver) -> None:
     grammar = LLMatcher.grammar_from_regex("ab?")
     sequence = driver.add(prompt_of(5), constrained(grammar, min_tokens=10, stop_token_ids=(STOP,)))
