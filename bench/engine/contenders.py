@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import itertools
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -18,7 +20,7 @@ from mlx_lm.generate import BatchGenerator
 from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from bench.engine.plans import BLOCK_SIZE, TOKEN, Plans
-from mlxd.step import StepPlan
+from mlxd.step import SamplingParams, StepPlan
 from mlxd.worker.runner import Runner
 from mlxd.worker.support import layer_shapes
 
@@ -36,18 +38,30 @@ def share(model: nn.Module) -> nn.Module:
 
 
 class MlxdDecode:
-    """The Runner with `batch` greedy rows at `context` tokens."""
+    """The Runner with `batch` rows at `context` tokens, greedy but for the first, which have `sampling`."""
 
     def __init__(
-        self, model: nn.Module, dtype: mx.Dtype, batch: int, context: int, max_steps: int, max_chunk: int = 0
+        self,
+        model: nn.Module,
+        dtype: mx.Dtype,
+        batch: int,
+        context: int,
+        max_steps: int,
+        max_chunk: int = 0,
+        *,
+        sampling: Sequence[SamplingParams] = (),
+        tokenizer_file: Path | None = None,
     ) -> None:
-        self.plans = Plans(batch=batch, context=context, max_steps=max_steps, max_chunk=max_chunk)
+        self.plans = Plans(
+            batch=batch, context=context, max_steps=max_steps, max_chunk=max_chunk, sampling=sampling
+        )
         self.runner = Runner(
             share(model),
             num_blocks=self.plans.num_blocks,
             block_size=BLOCK_SIZE,
             max_num_seqs=self.plans.max_num_seqs,
             dtype=dtype,
+            tokenizer_file=tokenizer_file,
         )
         self.runner.launch(self.plans.admit()).result()
 

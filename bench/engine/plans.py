@@ -6,6 +6,7 @@ It does not know MLX or the Runner.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from mlxd._ext.block_table import BlockPool, BlockTables
 from mlxd.step import SamplingParams, SlotInit, StepPlan
@@ -13,16 +14,25 @@ from mlxd.step import SamplingParams, SlotInit, StepPlan
 BLOCK_SIZE = 16
 TOKEN = 1
 """what every prompt is made of"""
+GREEDY = SamplingParams(temperature=0.0)
 
 
 class Plans:
     """Plans over a pool of its own: decode rows in slots 0 … batch - 1, chunks in the slot after these.
 
     The rows stand at `context` tokens when they are admitted and may grow by `max_steps`; a chunk has at
-    most `max_chunk` tokens.
+    most `max_chunk` tokens. `sampling` is that of the first rows; the others are greedy.
     """
 
-    def __init__(self, *, batch: int, context: int, max_steps: int, max_chunk: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        batch: int,
+        context: int,
+        max_steps: int,
+        max_chunk: int = 0,
+        sampling: Sequence[SamplingParams] = (),
+    ) -> None:
         row_blocks = _blocks(context + max_steps)
         chunk_blocks = _blocks(max_chunk)
         self.num_blocks = 1 + batch * row_blocks + chunk_blocks
@@ -31,6 +41,7 @@ class Plans:
             BlockPool(self.num_blocks, BLOCK_SIZE), batch + 1, max(row_blocks, chunk_blocks)
         )
         self._batch = batch
+        self._sampling = (*sampling, *[GREEDY] * (batch - len(sampling)))
         self._context = context
         self._chunk_slot_taken = False
         self._step_id = 0
@@ -38,7 +49,7 @@ class Plans:
     def admit(self) -> StepPlan:
         """Every row takes its slot; the last token of its prompt is computed and a token sampled."""
         rows = range(self._batch)
-        admit = tuple(_slot(slot, self._context) for slot in rows)
+        admit = tuple(_slot(slot, self._context, self._sampling[slot]) for slot in rows)
         return self._plan([(slot, 1, self._context) for slot in rows], 0, admit=admit)
 
     def decode(self, chunk: int = 0) -> StepPlan:
@@ -57,7 +68,7 @@ class Plans:
         self._tables.release(slot)
         self._chunk_slot_taken = True
         return self._plan(
-            [*rows, (slot, length, length)], len(rows), admit=(_slot(slot, length),), release=release
+            [*rows, (slot, length, length)], len(rows), admit=(_slot(slot, length, GREEDY),), release=release
         )
 
     def _plan(
@@ -91,8 +102,9 @@ class Plans:
         )
 
 
-def _slot(slot: int, num_prompt_tokens: int) -> SlotInit:
-    return SlotInit(slot, f"bench-{slot}", num_prompt_tokens, SamplingParams(temperature=0.0))
+def _slot(slot: int, num_prompt_tokens: int, sampling: SamplingParams) -> SlotInit:
+    history = b"" if sampling.grammar is None else _int32s([TOKEN] * num_prompt_tokens)
+    return SlotInit(slot, f"bench-{slot}", num_prompt_tokens, sampling, history)
 
 
 def _blocks(num_tokens: int) -> int:
