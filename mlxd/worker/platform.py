@@ -9,6 +9,7 @@ ext/blas_shim.c explains how one takes the place of the other.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -210,6 +211,18 @@ def read_int(path: Path) -> int | None:
         return int(path.read_text())
     except (OSError, ValueError):
         return None
+
+
+def step_back(nice: int, autogroup: Path = Path("/proc/self/autogroup")) -> None:
+    """Gives way to others on a busy CPU, as nice(1) does.
+
+    A worker is a session of its own. Linux, where it groups processes by session, shares the CPU between
+    groups, by the nice value of each group (sched(7), "The autogroup feature"): it has to be set too.
+    """
+    os.nice(nice)
+    if nice and autogroup.exists():
+        with contextlib.suppress(OSError):
+            autogroup.write_text(str(nice))
 
 
 def set_memory_limits(device: Device) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tokenizers import Tokenizer
 from mlxd.config import EmbeddingsConfig
 from mlxd.errors import ConfigError
 from mlxd.step import EmbedBatch, Message, ModelFiles, Progress
+from mlxd.worker import platform
 from mlxd.worker.demo_model import MINILM, fetch_demo_model
 from mlxd.worker.embeddings import attention
 from mlxd.worker.embeddings.activations import activation, gelu
@@ -52,7 +52,7 @@ STATES: dict[str, Callable[..., npt.NDArray[np.float64]]] = {
 @pytest.fixture(autouse=True)
 def own_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     """The backend steps back for others; the tests must not."""
-    monkeypatch.setattr(os, "nice", lambda step: step)
+    monkeypatch.setattr(platform, "step_back", lambda nice: None)
 
 
 def load(folder: Path, sent: list[Message] | None = None, **options: Any) -> EmbeddingBackend:

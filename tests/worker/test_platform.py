@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,21 @@ def test_the_doctor_prints_one_json_object() -> None:
     assert facts["self_check"] == "passed" and facts["problems"] == []
     assert facts["versions"]["mlx"]
     assert facts["memory"]["total_bytes"] > 0
+
+
+def test_stepping_back_is_told_to_the_sessions_group_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(os, "nice", asked.append)
+    group = tmp_path / "autogroup"
+    platform.step_back(10, group)
+    assert asked == [10] and not group.exists()
+    group.touch()
+    platform.step_back(7, group)
+    assert group.read_text() == "7"
+    platform.step_back(9, tmp_path / "missing" / "file")
+    group.unlink()
+    group.mkdir()
+    platform.step_back(5, group)  # cannot be written: as if there were none
+    assert asked == [10, 7, 9, 5]

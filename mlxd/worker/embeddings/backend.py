@@ -45,7 +45,7 @@ class EmbeddingBackend:
 
     def load(self) -> EmbedderReady:
         config = self._config
-        os.nice(config.nice)
+        platform.step_back(config.nice)
         device = platform.detect_device()
         platform.set_memory_limits(device)
         options = ModelConfig(path=config.model, revision=config.revision, dtype=config.dtype)
