@@ -24,7 +24,7 @@ class FunctionaryFormat(ToolFormat):
     name = "functionary"
     aliases = ("meetkai",)
     markers: ClassVar[tuple[str, ...]] = (FUNCTION,)
-    openings: ClassVar[tuple[str, ...]] = (FROM, RECIPIENT, _ARROWS)
+    openings: ClassVar[tuple[str, ...]] = (FROM, RECIPIENT, _ARROWS, _STOP)
     preserve_special_tokens = True
     template_hints = (RECIPIENT, ">>>all")
 
@@ -34,6 +34,8 @@ class FunctionaryFormat(ToolFormat):
     def read(self, opening: str) -> Reading[None]:
         if opening == FUNCTION:
             yield from read_function(self)
+            return
+        if opening == _STOP:  # of a message that was text
             return
         if opening == FROM:
             yield from self.source.take(NAME)

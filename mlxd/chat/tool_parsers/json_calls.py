@@ -2,7 +2,7 @@
 
 It does not know the tags around them. "parameters" is as good as "arguments", the two keys may come in
 either order, arguments may be JSON inside a string, and all of it may stand under "function", as in OpenAI's
-own shape. Other keys are read over.
+own shape. Other keys are read over, but an object that has such and no arguments is no call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mlxd.chat.tool_parsers.values import JsonReader, read_json_string, whole_va
 
 _ARGUMENTS = ("arguments", "parameters")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_BARE_KEYS = ("name", "function", "type", "id", *_ARGUMENTS)
+_KEYS = frozenset(("name", "function", "type", "id", *_ARGUMENTS))
 
 
 def read_json_calls(tool_format: ToolFormat, *, is_bare: bool = False) -> Reading[None]:
@@ -77,16 +77,16 @@ def _follows_another(source: Source, separators: str) -> Reading[bool]:
 
 def _read_call(tool_format: ToolFormat, is_bare: bool) -> Reading[None]:
     call = tool_format.new_call()
-    has_arguments = yield from _read_members(tool_format, call, is_bare, is_nested=False)
-    if is_bare and not has_arguments and not tool_format.session.tools:
+    keys: set[str] = set()
+    yield from _read_members(tool_format, call, is_bare, keys)
+    if keys.isdisjoint(_ARGUMENTS) and (keys - _KEYS or (is_bare and not tool_format.session.tools)):
         raise Malformed
     call.end()
 
 
-def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nested: bool) -> Reading[bool]:
-    """Reads the object and what it says of the call; returns whether it had arguments."""
+def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, keys: set[str]) -> Reading[None]:
+    """Reads the object and what it says of the call, and adds its keys to `keys`."""
     source = tool_format.source
-    has_arguments = False
     yield from source.expect("{")
     while True:
         pieces: list[str] = []
@@ -95,22 +95,23 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, *, is_nest
         key = "".join(pieces)
         yield from source.expect(":")
         character = yield from source.skip_whitespace()
-        if key == "function" and character == "{" and not is_nested:
-            has_arguments = yield from _read_members(tool_format, call, is_bare, is_nested=True)
+        if key == "function" and character == "{" and key not in keys:
+            keys.add(key)
+            yield from _read_members(tool_format, call, is_bare, keys)
         elif key in ("name", "function"):
             name = yield from read_string(source)
             if is_bare and not tool_format.session.may_call(name):
                 raise Malformed
             call.set_name(name)
-        elif key in _ARGUMENTS and not has_arguments:
+        elif key in _ARGUMENTS and keys.isdisjoint(_ARGUMENTS):
             yield from read_arguments(source, call)
-            has_arguments = True
-        elif is_bare and key not in _BARE_KEYS:
+        elif is_bare and key not in _KEYS:
             raise Malformed
         else:
             yield from JsonReader(source, JsonOutput(_discard)).read()
+        keys.add(key)
         if (yield from source.expect(",", "}")) == "}" or (yield from source.accept("}")):
-            return has_arguments
+            return
 
 
 def read_string(source: Source) -> Reading[str]:

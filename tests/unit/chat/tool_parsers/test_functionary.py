@@ -19,6 +19,7 @@ CASES = [
     Case("v2, stopped", to("get_weather", PARIS) + "<|stop|>", [CALL]),
     Case("v2, text", to("all", "Hello."), content="Hello."),
     Case("v2, text, then a call", to("all", "I look.\n") + to("get_weather", PARIS), [CALL], "I look."),
+    Case("v2, text, stopped", to("all", "Hello.") + "<|stop|>", content="Hello."),
     Case("v2, begun in the prompt", f"get_weather\n<|content|>{PARIS}", [CALL]),
     Case("v2, text, begun in the prompt", "all\n<|content|>Hello.", content="Hello."),
     Case("v2, begun after from", f"<|recipient|>get_weather\n<|content|>{PARIS}", [CALL]),

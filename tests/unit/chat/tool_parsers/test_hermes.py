@@ -142,6 +142,13 @@ CASES = [
     prose("blank name", '<tool_call>{"name": " ", "arguments": {"a": 1}}</tool_call>'),
     prose("a name that cannot be sent", r'<tool_call>{"name": "\ud800", "arguments": {}}</tool_call>'),
     prose("a name that is no string", '<tool_call>{"name": 1, "arguments": {}}</tool_call>'),
+    prose("an object that is no call", '<tool_call>{"name":"Alice","age":31}</tool_call>'),
+    Case(
+        "of two objects one is no call",
+        f'<tool_call>{PARIS}\n{{"name":"Alice","age":31}}</tool_call>',
+        [CALL],
+        '{"name":"Alice","age":31}</tool_call>',
+    ),
     prose("an empty array", "<tool_call>[]</tool_call>"),
     prose("no JSON", "<tool_call>get_weather Paris</tool_call>"),
     prose("empty tags", "The tags are <tool_call></tool_call>."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 import re
 from pathlib import Path
@@ -130,3 +131,13 @@ def test_templates_decide(file: str, model_type: str | None, expected: str | Non
 )
 def test_hints_and_types(text: str | None, model_type: str | None, expected: str | None) -> None:
     assert detect(text, model_type) == expected
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_every_parser_has_a_table_of_size(name: str) -> None:
+    tables = importlib.import_module(f"tests.unit.chat.tool_parsers.test_{name}")
+    assert len({case.text for case in tables.CASES}) >= 15
+
+
+def test_every_parser_is_listed_here() -> None:
+    assert set(ALIASES) == {get(name).name for name in names()}
