@@ -2,7 +2,8 @@
 
 It does not know other families. Format: https://www.llama.com/docs/model-cards-and-prompt-formats (3.1: JSON
 and function tags; 3.2 and 4: `[f(a=1), g(b="x")]`, in 4 also between `<|python_start|>` and `<|python_end|>`;
-built-in tools: `<|python_tag|>f.call(a=1)`).
+built-in tools: `<|python_tag|>f.call(a=1)`). LFM2 (https://docs.liquid.ai) writes the same array
+between tags of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from mlxd.chat.tool_parsers.tags import FUNCTION, read_function
 
 _PYTHON_TAG = "<|python_tag|>"
 _PYTHON_START, _PYTHON_END = "<|python_start|>", "<|python_end|>"
+_LFM_START, _LFM_END = "<|tool_call_start|>", "<|tool_call_end|>"
 _BUILT_IN = ".call"
 
 
@@ -25,10 +27,10 @@ class LlamaFormat(BareFormat):
 
     name = "llama"
     aliases = ("llama3", "llama4")
-    markers: ClassVar[tuple[str, ...]] = (_PYTHON_TAG, _PYTHON_START, FUNCTION)
+    markers: ClassVar[tuple[str, ...]] = (_PYTHON_TAG, _PYTHON_START, _LFM_START, FUNCTION)
     preserve_special_tokens = True
-    template_hints = (_PYTHON_TAG, _PYTHON_START, '"parameters": dictionary of argument name')
-    model_types = ("llama4",)
+    template_hints = (_PYTHON_TAG, _PYTHON_START, _LFM_START, '"parameters": dictionary of argument name')
+    model_types = ("llama4", "lfm2", "lfm2_moe")
 
     def read(self, opening: str) -> Reading[None]:
         source = self.source
@@ -43,7 +45,7 @@ class LlamaFormat(BareFormat):
                 yield from self._read_array(is_bare=False)
             else:
                 yield from self._read_built_in()
-            yield from source.accept(_PYTHON_END)
+            yield from source.accept(_LFM_END if opening == _LFM_START else _PYTHON_END)
         else:
             yield from self.read_bare(opening)
 

@@ -12,10 +12,18 @@ from collections.abc import Callable
 from mlxd.chat.tool_parsers.call import Call
 from mlxd.chat.tool_parsers.json_output import json_string_body
 from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import BEFORE_ITEM, NUMBER, NUMBERS, WORD, ValueReader
+from mlxd.chat.tool_parsers.values import BEFORE_ITEM, COMMA, NUMBER, SPACE, WORD, ValueReader, value_pattern
 
 NAME = re.compile(r"[\w.-]+")
 WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
+# What is easily translated: strings without escapes, and what is made of such.
+_STRING = r"""(?>'[^'"\\\x00-\x1f]*'(?!')|"[^"\\\x00-\x1f]*"(?!"))"""
+_SCALAR = rf"{NUMBER.pattern}|True|False|None|{_STRING}"
+_VALUE = value_pattern(1, _SCALAR, rf"{_STRING}{SPACE}:{SPACE}")
+_TRANSLATED = re.compile(r"""'(?P<string>[^']*)'|"[^"]*"|True|False|None""")
+_ARGUMENT = re.compile(rf"([A-Za-z_][A-Za-z0-9_]*+){SPACE}=({SPACE}{_VALUE}){SPACE}(?:,{SPACE}|(?=\)))")
+_ARGUMENTS = re.compile(rf"(?>{_ARGUMENT.pattern})++")
+
 _PLAIN = {"'": re.compile(r"[^'\\]+"), '"': re.compile(r'[^"\\]+')}
 _HEXADECIMAL = re.compile(r"[0-9a-fA-F]+")
 _HEXADECIMAL_DIGITS = {"x": 2, "u": 4, "U": 8}
@@ -29,8 +37,12 @@ class PythonReader(ValueReader):
     """Python's notation. Tuples become arrays; a dict's keys that are not strings become their text."""
 
     brackets = "{[("
-    items = NUMBERS
+    items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
+    whole = re.compile(_VALUE)
     openers = re.compile(rf"(?>[\[(]{BEFORE_ITEM}){{2,}}+")
+
+    def translate(self, values: str) -> str:
+        return _TRANSLATED.sub(_translated, values)
 
     def read_key(self) -> Reading[None]:
         source = self.source
@@ -63,6 +75,14 @@ def read_python_call(source: Source, call: Call) -> Reading[None]:
     output.open("{")
     separator = ""
     while (yield from source.skip_whitespace()) != ")":
+        if found := _ARGUMENTS.match(source.text, source.position):
+            arguments = list(_ARGUMENT.finditer(found[0] + ")"))
+            source.position += arguments[-1].end(2)  # the comma belongs to what follows
+            for key, value in (argument.groups() for argument in arguments):
+                output.value(f'{separator}"{key}": {_TRANSLATED.sub(_translated, value)}')
+                separator = ", "
+            source.position = found.end()
+            continue
         key = yield from source.take(NAME)
         yield from source.expect("=")
         if not key.isidentifier():
@@ -120,6 +140,12 @@ def _read_escape(source: Source) -> Reading[str]:
         return "\\\\"
     source.position += 1 + digits
     return f"\\u{code[-4:]:0>4}" if int(code, 16) <= 0xFFFF else chr(int(code, 16))
+
+
+def _translated(found: re.Match[str]) -> str:
+    """The JSON of a string or word of Python."""
+    string = found["string"]
+    return WORDS.get(found[0], found[0]) if string is None else f'"{string}"'
 
 
 def _scalar(word: str) -> str:

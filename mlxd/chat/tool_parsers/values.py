@@ -17,25 +17,24 @@ from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
 
 _NUMBER = r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
 _STRING_BODY = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
-_SPACE = r"[ \t\r\n]*+"
-_COMMA = rf"{_SPACE},{_SPACE}"
+SPACE = r"[ \t\r\n]*+"
+COMMA = rf"{SPACE},{SPACE}"
 _SPACES = " \t\r\n"
-_KEY = rf'"{_STRING_BODY}"{_SPACE}:{_SPACE}'
+_KEY = rf'"{_STRING_BODY}"{SPACE}:{SPACE}'
 
 
-def _value_pattern(depth: int) -> str:
-    """A pattern for whole JSON values in which arrays and objects stand no more than `depth` deep."""
-    scalar = rf'{_NUMBER}|true|false|null|"{_STRING_BODY}"'
+def value_pattern(depth: int, scalar: str, key: str) -> str:
+    """A pattern for whole values in which arrays and objects stand no more than `depth` deep."""
     if not depth:
         return f"(?>{scalar})"
-    value = _value_pattern(depth - 1)
-    member = _KEY + value
-    array = rf"\[{_SPACE}(?>{value}{_SPACE}(?>,{_SPACE}{value}{_SPACE})*+)?+\]"
-    members = rf"\{{{_SPACE}(?>{member}{_SPACE}(?>,{_SPACE}{member}{_SPACE})*+)?+\}}"
+    value = value_pattern(depth - 1, scalar, key)
+    member = key + value
+    array = rf"\[{SPACE}(?>{value}{SPACE}(?>,{SPACE}{value}{SPACE})*+)?+\]"
+    members = rf"\{{{SPACE}(?>{member}{SPACE}(?>,{SPACE}{member}{SPACE})*+)?+\}}"
     return f"(?>{scalar}|{array}|{members})"
 
 
-_VALUE = _value_pattern(depth=2)
+_VALUE = value_pattern(2, rf'{_NUMBER}|true|false|null|"{_STRING_BODY}"', _KEY)
 
 NUMBER = re.compile(_NUMBER)
 WORD = re.compile(r"[-+.0-9A-Za-z_]+")
@@ -44,12 +43,12 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 # What may stand in a string once it is mended, and the places to be mended among all the escapes.
 _STRING_REPAIRED = re.compile(r'(?:[^"\\]++|\\(?:[^u]|u(?:[0-9a-fA-F]{4}|(?![0-9a-fA-F]{0,3}\Z))))*+')
 _REPAIRS = re.compile(r"""\\(?:(?P<escape>["\\/bfnrt]|u[0-9a-fA-F]{4})|'|)|[\x00-\x1f]""")
-NUMBERS = re.compile(rf"(?>{_NUMBER}{_COMMA})++")
+NUMBERS = re.compile(rf"{SPACE}(?>{_NUMBER}{COMMA})++")
 _ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _CONTROL = {chr(code): f"\\u{code:04x}" for code in range(32)} | {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
-_OPENING = re.compile(rf"[\[(]|\{{{_SPACE}{_KEY}")
-BEFORE_ITEM = rf"{_SPACE}(?=[^\])\s])"
+_OPENING = re.compile(rf"[\[(]|\{{{SPACE}{_KEY}")
+BEFORE_ITEM = rf"{SPACE}(?=[^\])\s])"
 
 
 class ValueReader(ABC):
@@ -61,9 +60,9 @@ class ValueReader(ABC):
     brackets: ClassVar[str] = "{["
     items: ClassVar[re.Pattern[str] | None] = None
     members: ClassVar[re.Pattern[str] | None] = None
-    """Whole items, or members, each with a comma, that are written as in JSON: a short cut for many."""
+    """Whole items, or members, each with a comma, that `translate` understands: a short cut for many."""
     whole: ClassVar[re.Pattern[str] | None] = None
-    """A whole array or object that is written as in JSON: a short cut for the usual."""
+    """A whole array or object that it understands: a short cut for the usual."""
     openers: ClassVar[re.Pattern[str]] = re.compile(rf"(?>\[{BEFORE_ITEM}){{2,}}+")
     """Openings of arrays and objects (these with a key), after which a value comes: against deep nesting."""
 
@@ -140,8 +139,12 @@ class ValueReader(ABC):
         if not found:
             return False
         source.position = found.end()
-        self.output.value(found[0])
+        self.output.value(self.translate(found[0]))
         return True
+
+    def translate(self, values: str) -> str:
+        """The JSON of what `whole`, `items` or `members` matched."""
+        return values
 
     def _open_many(self) -> list[str]:
         """Opens several arrays and objects at once; returns their brackets."""
@@ -164,7 +167,7 @@ class ValueReader(ABC):
         text = found[0]
         values = text[: text.rindex(",")].rstrip(" \t\r\n")
         source.position += len(values)
-        self.output.value(separator + values)
+        self.output.value(separator + self.translate(values))
         source.position = found.end()
         return text[len(values) :]
 
@@ -187,10 +190,10 @@ class ValueReader(ABC):
 class JsonReader(ValueReader):
     """JSON, copied as it is written."""
 
-    items = re.compile(rf"(?>{_VALUE}{_COMMA})++")
-    members = re.compile(rf"(?>{_KEY}{_VALUE}{_COMMA})++")
+    items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
+    members = re.compile(rf"{SPACE}(?>{_KEY}{_VALUE}{COMMA})++")
     whole = re.compile(_VALUE)
-    openers = re.compile(rf"(?>\[{BEFORE_ITEM}|\{{{_SPACE}{_KEY}){{2,}}+")
+    openers = re.compile(rf"(?>\[{BEFORE_ITEM}|\{{{SPACE}{_KEY}){{2,}}+")
 
     def read_key(self) -> Reading[None]:
         yield from self.source.expect('"')

@@ -9,6 +9,27 @@ CALL = ("get_weather", {"city": "Paris"})
 ADD = ("add", {"a": 1})
 
 CASES = [
+    Case(
+        "Python, what looks like its own words and quotes",
+        """[search(query="None, 'True' = False", tags=['a b', "it's", ''], limit=None, exact=True)]""",
+        [
+            (
+                "search",
+                {"query": "None, 'True' = False", "tags": ["a b", "it's", ""], "limit": None, "exact": True},
+            )
+        ],
+    ),
+    Case(
+        "Python, simple arguments among others",
+        """[search(zip='1', query='''a" b''', options={'a': [1, (2,)], "b": {}} ,tags=[ 'x' , ],)]""",
+        [("search", {"zip": "1", "query": 'a" b', "options": {"a": [1, [2]], "b": {}}, "tags": ["x"]})],
+    ),
+    Case(
+        "LFM2",
+        '<|tool_call_start|>[get_weather(city="Paris"), add(a=1)]<|tool_call_end|>Wait.',
+        [("get_weather", {"city": "Paris"}), ("add", {"a": 1})],
+        "Wait.",
+    ),
     Case("tagged", f"<|python_tag|>{PARIS}", [CALL]),
     Case("tagged, two", f'<|python_tag|>{PARIS}; {{"name": "add", "parameters": {{"a": 1}}}}', [CALL, ADD]),
     Case("tagged, prose around", f"Let me see.<|python_tag|>{PARIS} Done.", [CALL], "Let me see. Done."),

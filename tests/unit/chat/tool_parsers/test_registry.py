@@ -117,6 +117,7 @@ def test_templates_decide(file: str, model_type: str | None, expected: str | Non
         ("<|start_of_role|> <tool_call>", "granitemoehybrid", "granite"),
         ("<|tool_call|>", "phi3", "granite"),
         ("<|python_tag|>", None, "llama"),
+        ("<|tool_call_start|>", "lfm2", "llama"),
         ("<tool_call>", "glm4_moe", "glm47"),
         ("<tool_call>", "mistral", "hermes"),
         ("{% if tools %}", "gpt_oss", "harmony"),
