@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from mlxd.api.openai.schema import ChatMessage, ContentPart
+from mlxd.api.openai.schema import ROLES, ChatMessage, ContentPart
 from mlxd.errors import InvalidRequestError
-
-_ROLES = ("system", "developer", "user", "assistant", "tool")
 
 TemplateMessage = dict[str, Any]
 
@@ -29,9 +27,9 @@ def template_messages(messages: Sequence[ChatMessage]) -> list[TemplateMessage]:
 
 def _template_message(message: ChatMessage, where: str) -> TemplateMessage:
     role = message.role
-    if role not in _ROLES:
+    if role not in ROLES:
         raise InvalidRequestError(
-            f"{where}.role: expected one of {', '.join(_ROLES)}, got {role[:100]!r}",
+            f"{where}.role: expected one of {', '.join(ROLES)}, got {role[:100]!r}",
             param=f"{where}.role",
         )
     if message.content is None and role != "assistant":

@@ -30,6 +30,10 @@ ThinkingBudget = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 """-1 is no limit, as in vLLM"""
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
+ROLES = ("system", "developer", "user", "assistant", "tool")
+Role = Annotated[str, Meta(extra_json_schema={"enum": ROLES})]
+"""described as what is known; another one is refused by openai/messages.py, which can say whose it is"""
+
 
 class StreamOptions(msgspec.Struct, kw_only=True):
     include_usage: bool | None = None
@@ -111,7 +115,7 @@ class ContentPart(msgspec.Struct, kw_only=True):
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
-    role: str
+    role: Role
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
