@@ -39,6 +39,7 @@ SOUND = {
     "prompt": "Hi",
     "tokens": [1, 2],
     "max_tokens": 9,
+    "tool_name": "a_tool",
 }
 """in place of a field that is at fault; others are left out, as is one at fault twice"""
 MAX_FAULTS = 20
@@ -58,8 +59,10 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ServerProcess]:
-    with ServerProcess(CONFIG) as server:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    servers = tmp_path_factory.mktemp("mcp") / "servers.json"
+    servers.write_text('{"mcpServers": {}}')
+    with ServerProcess(CONFIG | {"mcp": {"config": str(servers)}}) as server:
         yield server
         assert_empty(server)
 
@@ -116,7 +119,7 @@ def test_answers_are_as_described(
             faults.append(response.json()["error"]["message"])
             assert len(faults) <= MAX_FAULTS, faults
             mend(case.body, faults)
-        assert not fits or response.status_code == 200
+        assert not fits or response.status_code in (200, 404)  # there is no tool to be found
 
     call()
 
