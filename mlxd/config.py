@@ -108,6 +108,8 @@ class LimitsConfig(_Section, frozen=True):
     max_choices: PositiveInt = 128
     max_stop_strings: PositiveInt = 16
     max_prompts: PositiveInt = 1024
+    max_prompt_logprobs: PositiveInt = 1000000
+    """log-probabilities of prompt tokens in an answer, alternatives among them"""
 
 
 class DefaultsConfig(_Section, frozen=True):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +21,9 @@ from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError
 logger = logging.getLogger("mlxd.api")
 
 T = TypeVar("T")
+
+INLINE_LOGPROBS = 256
+"""Tokens whose log-probabilities, each with up to 20 alternatives, become JSON in some milliseconds."""
 
 _BADNESS = ["", *(reason.value for reason in FinishReason)]
 """Of several sequences, the one that ended worst says how the request did."""
@@ -196,7 +200,7 @@ class Frames(Protocol):
         """How often the client wants a sign of life while nothing is new; None: never."""
 
     def start(self) -> bytes:
-        """The frames that need no output: they go out while the prompt is computed."""
+        """The frames that need no output: they go out while the prompt is computed. Called once, first."""
 
     def render(self, outputs: list[RequestOutput]) -> bytes:
         """The frames of what is new, joined; a sign of life where there is nothing."""
@@ -234,18 +238,22 @@ async def stream_answer(
 ) -> None:
     """Answer with an event stream: one write for all that is new, however many sequences it came from.
 
-    The status is 200 whatever follows; an error becomes the last frame.
+    The status is 200 as soon as the prompt is being computed, or after `ping_seconds` in the queue, lest
+    somebody between gives up. After that an error becomes the last frame.
 
     Raises:
         ClientClosedRequest: the client left.
+        HTTPStatusError: what ended the request before that.
     """
     following: Generation | None = generation
     while following is not None:
         generation, following = following, None
         async with generation, _pings(generation.stream, frames.ping_seconds):
+            first: list[RequestOutput] | None = None
             if not request.response_started:
+                first = await _first_outputs(generation)
                 await request.start_event_stream()
-            error = await _guarded(request, _send_frames(request, generation, frames))
+            error = await _guarded(request, _send_frames(request, generation, frames, first))
         if error is None and follow_up is not None:
             error, following = await _follow(request, generation, follow_up)
         if request.client_gone:
@@ -253,6 +261,21 @@ async def stream_answer(
     if error is not None:
         request.access["error"] = error.code or error.type
     await request.send_chunk(frames.end() if error is None else frames.failure(error), more=False)
+
+
+async def _first_outputs(generation: Generation) -> list[RequestOutput]:
+    """What is there once the prompt is being computed or the client wants a sign of life: mostly nothing.
+
+    Raises:
+        HTTPStatusError: what ended the request before that.
+    """
+    stream = generation.stream
+    await stream.wait_begun()
+    outputs = await anext(stream, []) if stream.has_unread else []
+    error = generation.note(outputs)
+    if (cause := generation.cause or error) is not None:
+        raise cause
+    return outputs
 
 
 async def _guarded(
@@ -294,21 +317,31 @@ async def _follow(
 
 
 async def _send_frames(
-    request: HTTPRequest, generation: Generation, frames: Frames
+    request: HTTPRequest, generation: Generation, frames: Frames, first: list[RequestOutput] | None
 ) -> HTTPStatusError | None:
-    chunk = frames.start()
-    if chunk:
+    """`first`: what is there at the beginning of the stream; None if it has begun before."""
+    if first is not None:
+        chunk = frames.start()
+        if first:
+            chunk += await _render(frames, first)
+        # Even if it is empty: the head goes out with it.
         await request.send_chunk(chunk)
     async for outputs in generation.stream:
         if generation.cause is not None:
             break
-        chunk = frames.render(outputs)
+        chunk = await _render(frames, outputs)
         if chunk:
             await request.send_chunk(chunk)
         error = generation.note(outputs)
         if error is not None:
             return error
     return generation.cause
+
+
+async def _render(frames: Frames, outputs: list[RequestOutput]) -> bytes:
+    if any(output.prompt_logprobs for output in outputs):
+        return await off_loop(outputs, partial(frames.render, outputs))
+    return frames.render(outputs)
 
 
 @asynccontextmanager
@@ -328,6 +361,12 @@ async def _wake(stream: OutputStream, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
         stream.wake()
+
+
+async def off_loop(outputs: Sequence[RequestOutput], work: Callable[[], T]) -> T:
+    """work(), which makes an answer of `outputs`: in a thread where their log-probabilities are many."""
+    count = sum(len(output.prompt_logprobs or ()) + len(output.logprobs or ()) for output in outputs)
+    return work() if count <= INLINE_LOGPROBS else await asyncio.to_thread(work)
 
 
 async def gather_outputs(generation: Generation, num_sequences: int) -> list[RequestOutput]:

@@ -46,6 +46,8 @@ class SequencePlan:
     cache_salt: str = ""
     num_prompt_characters: int = 0
     message_starts: tuple[int, ...] = ()
+    prompt_logprobs: int = -1
+    end_token_ids: tuple[int, ...] = ()
 
     def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
         """One request a sequence: `num_sampled` of the first prompt, then of the second, and so on."""
@@ -60,6 +62,9 @@ class SequencePlan:
                 seed=None if self.seed is None else (self.seed + index) & _SEED_MASK,
                 stop=self.stop,
                 stop_token_ids=self.stop_token_ids,
+                end_token_ids=self.end_token_ids,
+                # The same for all sequences of a prompt: the first one asks.
+                prompt_logprobs=self.prompt_logprobs if index % self.num_sampled == 0 else -1,
                 ignore_eos=self.ignore_eos,
                 skip_special_tokens=self.skip_special_tokens,
                 thinking=self.thinking,

@@ -158,7 +158,7 @@ class Engine:
         stream = OutputStream(len(requests), loop, on_cancel=self._on_cancel, on_drained=self._on_drained)
         now = self._clock()
         for params in requests:
-            own_eos = () if params.ignore_eos else self._eos_token_ids
+            own_eos = () if params.ignore_eos else (*self._eos_token_ids, *params.end_token_ids)
             stop_token_ids = frozenset((*own_eos, *params.stop_token_ids))
             request = Request(
                 self._resolve(params, stop_token_ids),
@@ -458,6 +458,7 @@ class Engine:
             self.supervisor.send(step.plan)
             self._worker_waits = True
             for request in step.admitted:
+                request.stream.begin()
                 self._report_prefix(request)
         if self._worker_waits and len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
             self.supervisor.send(Flush())

@@ -46,6 +46,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     sampling: SamplingParams = SamplingParams()
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
+    """end generation as the model's own end of turn does"""
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     thinking: ThinkingParams | None = None
@@ -127,6 +129,8 @@ class RequestOutput(msgspec.Struct, gc=False):
         self.token_ids += later.token_ids
         if later.logprobs is not None:
             self.logprobs = (self.logprobs or []) + later.logprobs
+        if later.prompt_logprobs is not None:
+            self.prompt_logprobs = later.prompt_logprobs
         self.finish_reason = later.finish_reason
         self.stop_reason = later.stop_reason
         self.error = later.error

@@ -31,6 +31,8 @@ class OutputStream:
         "_on_drained",
         "_ready",
         "_waiter",
+        "_waits_to_begin",
+        "has_begun",
         "num_unread_tokens",
     )
 
@@ -50,6 +52,9 @@ class OutputStream:
         self._waiter: asyncio.Future[None] | None = None
         self.num_unread_tokens = 0
         self._num_read_tokens = 0
+        self._waits_to_begin = False
+        self.has_begun = False
+        """the worker has been asked to compute a part of the first prompt"""
 
     @property
     def num_tokens(self) -> int:
@@ -78,6 +83,25 @@ class OutputStream:
         if output.finish_reason is not None:
             self._num_open -= 1
         self.wake()
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._ready)
+
+    def begin(self) -> None:
+        """Its first prompt is being computed; later calls change nothing."""
+        self.has_begun = True
+        if self._waits_to_begin:
+            self.wake()
+
+    async def wait_begun(self) -> None:
+        """Until it has begun or has something to read, or `wake`. For the reader, before it reads."""
+        if self.has_begun or self._ready or not self._num_open:
+            return
+        self._waits_to_begin = True
+        self._waiter = self._loop.create_future()
+        await self._waiter
+        self._waits_to_begin = False
 
     def wake(self) -> None:
         """Let a waiting reader go on; where nothing is new, it gets an empty list."""

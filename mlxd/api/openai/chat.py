@@ -10,10 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mlxd.api.generation import Generation, gather_outputs, stream_answer
+import orjson
+
+from mlxd.api.generation import Generation, gather_outputs, off_loop, stream_answer
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import ChatFrames, Envelope
-from mlxd.api.openai.logprobs import chat_logprobs, mean_logprob
+from mlxd.api.openai.logprobs import (
+    chat_logprobs,
+    check_prompt_logprobs,
+    mean_logprob,
+    vllm_prompt_logprobs,
+)
 from mlxd.api.openai.mcp_turns import McpTools, McpTurn, own_tools, read_mcp_tools, run_calls
 from mlxd.api.openai.message import finish_reason, whole_message
 from mlxd.api.openai.messages import template_messages
@@ -28,6 +35,7 @@ from mlxd.api.services import Services
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
 from mlxd.chat.types import Event
+from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import RequestOutput
 from mlxd.errors import ContextLengthExceeded, GenerationTimeout, InvalidRequestError
 
@@ -44,7 +52,7 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
     if fields.stream:
         await stream_answer(request, turn.generation, chat.frames(turn), chat.next_generation)
     else:
-        await request.respond_json(200, await chat.answer(turn))
+        await request.respond(200, await chat.answer(turn))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +61,7 @@ class _Turn:
 
     generation: Generation
     plan: SequencePlan
+    prompt_token_ids: list[int]
     pipelines: list[OutputPipeline]
     thinks: bool
     mcp: McpTurn | None
@@ -97,6 +106,7 @@ class _Chat:
         self._turns: list[_Turn] = []
         self._frames: ChatFrames | None = None
         self._mcp_calls: list[dict[str, Any]] = []
+        self._echo = _echo(fields.messages) if fields.echo else ""
 
     async def first_turn(self) -> _Turn:
         return await self._turn(self._fields.tool_choice)
@@ -112,6 +122,10 @@ class _Chat:
             num_logprobs=self._num_logprobs,
             pipelines=turn.pipelines,
             thinks=turn.thinks,
+            echo=self._echo,
+            prompt_logprobs=None
+            if self._fields.prompt_logprobs is None
+            else (turn.prompt_token_ids, self._fields.prompt_logprobs),
         )
         self._frames.mcp_turn = turn.mcp
         return self._frames
@@ -125,12 +139,14 @@ class _Chat:
         self._frames.next_turn(turn.pipelines, turn.mcp)
         return turn.generation, self._frames.mcp_calls(shown)
 
-    async def answer(self, turn: _Turn) -> dict[str, Any]:
-        """The whole answer's object."""
+    async def answer(self, turn: _Turn) -> bytes:
+        """The whole answer's JSON."""
         usage = Usage(turn.plan.num_sampled)
         events: list[Event] = []
+        first: list[RequestOutput] = []
         while True:
             outputs = await gather_outputs(turn.generation, turn.plan.num_sampled)
+            first = first or outputs
             for output in outputs:
                 usage.add(output)
             if turn.mcp is None:
@@ -140,10 +156,23 @@ class _Chat:
             events += turn.mcp.close(output.finish_reason)
             following, _ = await turn.generation.run(self._next_turn())
             if following is None:
-                return self._object([self._choice(0, output, events, turn.mcp.num_released > 0)], usage)
+                break
             if turn.generation.cause is not None:
                 following.generation.end(turn.generation.cause)
             turn = following
+        last, known = turn, first[0].prompt_logprobs
+
+        def write() -> bytes:
+            if last.mcp is not None:
+                choices = [self._choice(0, outputs[0], events, last.mcp.num_released > 0)]
+            else:
+                choices = self._choices(last, outputs)
+            return orjson.dumps(self._object(choices, usage, known))
+
+        return await off_loop([*first, *outputs], write)
+
+    def _choices(self, turn: _Turn, outputs: list[RequestOutput]) -> list[dict[str, Any]]:
+        """The best of `outputs`, where more were made than asked for."""
         if turn.plan.num_sampled > turn.plan.num_choices:
             outputs = sorted(outputs, key=mean_logprob, reverse=True)[: turn.plan.num_choices]
         choices: list[dict[str, Any]] = []
@@ -151,7 +180,7 @@ class _Chat:
             pipeline = turn.pipelines[output.index]
             events = pipeline.feed(output.text) + pipeline.finish()
             choices.append(self._choice(len(choices), output, events, pipeline.num_calls > 0))
-        return self._object(choices, usage)
+        return choices
 
     async def _next_turn(self) -> tuple[_Turn | None, list[dict[str, Any]]]:
         last = self._turns[-1].mcp
@@ -190,6 +219,10 @@ class _Chat:
             plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
         )
         plan = prompt.plan(plan)
+        if is_first:
+            limit = services.config.limits.max_prompt_logprobs
+            asked = {"prompt_logprobs": fields.prompt_logprobs}
+            plan = replace(plan, prompt_logprobs=check_prompt_logprobs([prompt.token_ids], asked, 1, limit))
         mcp, turn_id = None, self._envelope.id
         if self._mcp_tools is not None and self._mcp_tools.run and services.mcp is not None:
             left = self._deadline - asyncio.get_running_loop().time()
@@ -209,7 +242,12 @@ class _Chat:
             error.param = "messages"
             raise
         turn = _Turn(
-            generation=generation, plan=plan, pipelines=pipelines, thinks=prompt.answer.thinks, mcp=mcp
+            generation=generation,
+            plan=plan,
+            prompt_token_ids=prompt.token_ids,
+            pipelines=pipelines,
+            thinks=prompt.answer.thinks,
+            mcp=mcp,
         )
         self._turns.append(turn)
         return turn
@@ -221,6 +259,8 @@ class _Chat:
         if self._num_logprobs is not None:
             logprobs = chat_logprobs(output, self._services.model.tokenizer, self._num_logprobs)
         message = whole_message(events)
+        if self._echo:
+            message["content"] = self._echo + (message["content"] or "")
         if self._mcp_calls:
             message["mcp_calls"] = self._mcp_calls
         return {
@@ -231,8 +271,15 @@ class _Chat:
             "stop_reason": output.stop_reason,
         }
 
-    def _object(self, choices: list[dict[str, Any]], usage: Usage) -> dict[str, Any]:
-        return {**self._envelope.fields(), "choices": choices, "usage": usage.to_json()}
+    def _object(
+        self, choices: list[dict[str, Any]], usage: Usage, known: PromptLogprobs | None
+    ) -> dict[str, Any]:
+        answer = {**self._envelope.fields(), "choices": choices, "usage": usage.to_json()}
+        num_top = self._fields.prompt_logprobs
+        if known is not None and num_top is not None:
+            prompt, tokenizer = self._turns[0].prompt_token_ids, self._services.model.tokenizer
+            answer["prompt_logprobs"] = vllm_prompt_logprobs(prompt, known, num_top, tokenizer)
+        return answer
 
 
 async def encode_chat(
@@ -296,6 +343,16 @@ def _template_kwargs(fields: ChatCompletionRequest, budget: int | None) -> dict[
     if budget is not None:
         kwargs.setdefault("thinking_budget", budget)
     return kwargs
+
+
+def _echo(messages: Sequence[ChatMessage]) -> str:
+    """The text of the final message if it is the assistant's: the answer goes on from there, as in vLLM."""
+    last = messages[-1]
+    if last.role != "assistant" or last.content is None:
+        return ""
+    if isinstance(last.content, str):
+        return last.content
+    return "".join(part.text or part.refusal or "" for part in last.content)
 
 
 def _num_logprobs(fields: ChatCompletionRequest) -> int | None:

@@ -5,25 +5,35 @@ It does not know how tokens are sampled or frames framed.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import msgspec
+import orjson
 
-from mlxd.api.generation import gather_outputs, stream_answer
+from mlxd.api.generation import gather_outputs, off_loop, stream_answer
 from mlxd.api.grammars import constrain_text
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.frames import CompletionFrames, Envelope
-from mlxd.api.openai.logprobs import CompletionLogprobs, mean_logprob
+from mlxd.api.openai.logprobs import (
+    CompletionLogprobs,
+    check_prompt_logprobs,
+    joined,
+    mean_logprob,
+)
+from mlxd.api.openai.opening import Opening
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
 from mlxd.api.openai.schema import CompletionRequest
 from mlxd.api.openai.structured import read_structured_output
 from mlxd.api.openai.usage import Usage
 from mlxd.api.sequences import SequencePlan
-from mlxd.api.served_model import ServedModel
+from mlxd.api.served_model import INLINE_LENGTH, ServedModel
 from mlxd.api.services import Services
+from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import RequestOutput
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
+from mlxd.text.fill_in import FillIn
 
 
 async def create_completion(request: HTTPRequest, services: Services) -> None:
@@ -32,10 +42,8 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
     model = services.model
     model.check_name(fields.model)
     refuse_unsupported(fields)
-    if fields.echo and fields.logprobs is not None:
-        raise InvalidRequestError(
-            "echo: not supported together with logprobs", param="echo", code="unsupported_parameter"
-        )
+    if fields.echo and fields.suffix:
+        raise InvalidRequestError("echo: a prompt with a suffix cannot be repeated", param="echo")
     services.engine.check_ready()
     plan = plan_sequences(
         fields,
@@ -54,6 +62,14 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         services.config.limits.max_prompts, services.config.scheduler.max_queue // plan.num_sampled
     )
     prompts = await _encode_prompts(fields, model, max_prompts)
+    asked = {"logprobs": fields.logprobs if fields.echo else None, "prompt_logprobs": fields.prompt_logprobs}
+    plan = replace(
+        plan,
+        prompt_logprobs=check_prompt_logprobs(
+            prompts.token_ids, asked, plan.num_choices, services.config.limits.max_prompt_logprobs
+        ),
+        end_token_ids=prompts.end_token_ids,
+    )
     envelope = Envelope(
         id=f"cmpl-{services.new_id()}",
         object="text_completion",
@@ -61,8 +77,8 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         model=model.name,
         system_fingerprint=model.fingerprint,
     )
-    echoes = await prompts.texts(model) if fields.echo else [""] * len(prompts.token_ids)
-    answer = _Answer(envelope, plan, fields, echoes, model)
+    echoes = await prompts.texts(model, plan.skip_special_tokens) if fields.echo else None
+    answer = _Answer(envelope, plan, fields, prompts.token_ids, echoes, model)
     try:
         generation = services.submit(request, envelope.id, plan.sequences(envelope.id, prompts.token_ids))
     except ContextLengthExceeded as error:
@@ -71,28 +87,31 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
     if fields.stream:
         await stream_answer(request, generation, answer.frames())
         return
-    outputs = await gather_outputs(generation, len(echoes) * plan.num_sampled)
-    await request.respond_json(200, answer.whole(outputs))
+    outputs = await gather_outputs(generation, len(prompts.token_ids) * plan.num_sampled)
+    body = await off_loop(outputs, lambda: orjson.dumps(answer.whole(outputs)))
+    await request.respond(200, body)
 
 
 @dataclass(frozen=True, slots=True)
 class _Prompts:
-    """Token ids of each prompt, and the text of those that came as text."""
+    """Token ids of each prompt, the text of those that came as text, and what else ends an answer."""
 
     token_ids: list[list[int]]
     given_texts: list[str] | None
+    end_token_ids: tuple[int, ...] = ()
 
-    async def texts(self, model: ServedModel) -> list[str]:
+    async def texts(self, model: ServedModel, skip_special_tokens: bool) -> list[str]:
         if self.given_texts is not None:
             return self.given_texts
-        return [await model.decode(ids, skip_special_tokens=True) for ids in self.token_ids]
+        return [await model.decode(ids, skip_special_tokens=skip_special_tokens) for ids in self.token_ids]
 
 
 async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_prompts: int) -> _Prompts:
-    """A string, strings, token ids, or lists of token ids.
+    """A string, strings, token ids, or lists of token ids; strings may have a suffix.
 
     Raises:
-        InvalidRequestError: a mixture of these, too many or none, an empty one, or ids out of range.
+        InvalidRequestError: a mixture of these, too many or none, an empty one, or ids out of range; a suffix
+            where there are no strings, or for a model that has not learned to fill in.
     """
     given = fields.prompt
     texts: list[str] | None = None
@@ -111,6 +130,10 @@ async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_pro
     num_prompts = len(token_ids if texts is None else texts)
     if num_prompts > max_prompts:
         raise _invalid(f"at most {max_prompts}, got {num_prompts}")
+    if fields.suffix:
+        if texts is None:
+            raise InvalidRequestError("suffix: only with prompts that are strings", param="suffix")
+        return await _encode_fill_ins(texts, fields.suffix, fields.add_special_tokens is not False, model)
     if texts is not None:
         token_ids = await model.encode(texts, add_special_tokens=fields.add_special_tokens is not False)
     for ids in token_ids:
@@ -119,6 +142,25 @@ async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_pro
         if min(ids) < 0 or max(ids) >= model.vocab_size:
             raise _invalid(f"token ids are from 0 to {model.vocab_size - 1}")
     return _Prompts(token_ids, texts)
+
+
+async def _encode_fill_ins(
+    texts: list[str], suffix: str, add_special_tokens: bool, model: ServedModel
+) -> _Prompts:
+    fill_in = FillIn.of(model.tokenizer)
+    if fill_in is None:
+        raise InvalidRequestError(
+            "suffix: this model has no tokens for filling in what stands between two texts",
+            param="suffix",
+            code="unsupported_parameter",
+        )
+
+    def encode() -> list[list[int]]:
+        return [fill_in.encode(text, suffix, add_special_tokens=add_special_tokens) for text in texts]
+
+    is_long = sum(map(len, texts)) + len(texts) * len(suffix) > INLINE_LENGTH
+    token_ids = await asyncio.to_thread(encode) if is_long else encode()
+    return _Prompts(token_ids, texts, fill_in.end_token_ids)
 
 
 def _invalid(problem: str) -> InvalidRequestError:
@@ -132,22 +174,24 @@ class _Answer:
     envelope: Envelope
     plan: SequencePlan
     fields: CompletionRequest
-    echoes: list[str]
-    """one a prompt"""
+    prompts: list[list[int]]
+    echoes: list[str] | None
+    """one a prompt, where they are to be repeated"""
     model: ServedModel
 
     def frames(self) -> CompletionFrames:
         """Choice p * n + i is the i-th sequence of prompt p, as at OpenAI."""
-        num_choices = self.plan.num_choices
-        echoes = [echo for echo in self.echoes for _ in range(num_choices)]
         options = self.fields.stream_options
         return CompletionFrames(
             self.envelope,
-            num_choices,
-            len(echoes),
+            self.plan.num_choices,
+            [
+                self._opening(place)
+                for place in range(len(self.prompts))
+                for _ in range(self.plan.num_choices)
+            ],
             include_usage=bool(options and options.include_usage),
-            echoes=echoes,
-            logprobs=None if self.fields.logprobs is None else [self._logprobs() for _ in echoes],
+            awaits_prompt_logprobs=self.plan.prompt_logprobs >= 0,
         )
 
     def whole(self, outputs: list[RequestOutput]) -> dict[str, Any]:
@@ -156,25 +200,39 @@ class _Answer:
         for output in outputs:
             usage.add(output)
         choices: list[dict[str, Any]] = []
-        for i, echo in enumerate(self.echoes):
-            candidates = outputs[i * plan.num_sampled : (i + 1) * plan.num_sampled]
+        for place in range(len(self.prompts)):
+            candidates = outputs[place * plan.num_sampled : (place + 1) * plan.num_sampled]
+            known = candidates[0].prompt_logprobs
             if plan.num_sampled > plan.num_choices:
                 candidates = sorted(candidates, key=mean_logprob, reverse=True)[: plan.num_choices]
-            choices += [self._choice(len(choices) + k, echo, output) for k, output in enumerate(candidates)]
+            choices += [self._choice(len(choices) + k, place, o, known) for k, o in enumerate(candidates)]
         return {**self.envelope.fields(), "choices": choices, "usage": usage.to_json()}
 
-    def _choice(self, index: int, echo: str, output: RequestOutput) -> dict[str, Any]:
-        return {
-            "index": index,
-            "text": echo + output.text,
-            "logprobs": None if self.fields.logprobs is None else self._logprobs().add(output),
-            "finish_reason": output.finish_reason,
-            "stop_reason": output.stop_reason,
-        }
+    def _choice(
+        self, index: int, place: int, output: RequestOutput, known: PromptLogprobs | None
+    ) -> dict[str, Any]:
+        opening = self._opening(place)
+        choice = {"index": index, **opening.make(known)}
+        choice["text"] += output.text
+        if opening.logprobs is not None:
+            added = opening.logprobs.add(output)
+            choice["logprobs"] = joined(choice["logprobs"], added) if choice["logprobs"] else added
+        return {**choice, "finish_reason": output.finish_reason, "stop_reason": output.stop_reason}
 
-    def _logprobs(self) -> CompletionLogprobs:
-        return CompletionLogprobs(
+    def _opening(self, place: int) -> Opening:
+        fields, token_ids = self.fields, self.prompts[place]
+        logprobs = None
+        if fields.logprobs is not None:
+            logprobs = CompletionLogprobs(
+                self.model.tokenizer,
+                fields.logprobs,
+                token_ids,
+                skip_special_tokens=self.plan.skip_special_tokens,
+            )
+        return Opening(
+            token_ids,
             self.model.tokenizer,
-            self.fields.logprobs or 0,
-            skip_special_tokens=self.plan.skip_special_tokens,
+            echo=None if self.echoes is None else self.echoes[place],
+            logprobs=logprobs,
+            num_prompt_logprobs=fields.prompt_logprobs,
         )

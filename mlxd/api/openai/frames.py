@@ -13,15 +13,21 @@ import orjson
 
 from mlxd._ext.sse import DONE, TextFrame, frame
 from mlxd.api.errors import openai_error
-from mlxd.api.openai.logprobs import CompletionLogprobs, chat_logprobs
+from mlxd.api.openai.logprobs import chat_logprobs, vllm_prompt_logprobs
 from mlxd.api.openai.mcp_turns import McpTurn
 from mlxd.api.openai.message import ROLE_DELTA, event_delta, finish_reason
+from mlxd.api.openai.opening import Opening
 from mlxd.api.openai.usage import Usage
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.types import Event, TextDelta
+from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import FinishReason, RequestOutput
 from mlxd.errors import HTTPStatusError
 from mlxd.text.tokenizer import Tokenizer
+
+PING_SECONDS = 10.0
+PING = b": ping\n\n"
+"""A comment, which SSE readers pass over: proxies take a long silence for a dead connection."""
 
 _ENDED_WELL = (FinishReason.STOP, FinishReason.LENGTH)
 
@@ -49,17 +55,15 @@ class Envelope:
 class _Frames:
     """What both streams share: the envelope around a choice, usage, the end."""
 
-    ping_seconds = None
+    ping_seconds = PING_SECONDS
 
     def __init__(self, envelope: Envelope, num_choices: int, *, include_usage: bool) -> None:
         self._envelope = envelope
         self._include_usage = include_usage
         self._usage = Usage(num_choices)
         self._before = orjson.dumps(envelope.fields())[:-1] + b',"choices":['
-        self._after = b'],"usage":null}' if include_usage else b"]}"
-
-    def start(self) -> bytes:
-        return b""
+        self._rest = b',"usage":null}' if include_usage else b"}"
+        self._after = b"]" + self._rest
 
     def end(self) -> bytes:
         """The usage, if asked for, and `[DONE]`."""
@@ -72,8 +76,10 @@ class _Frames:
         """One error frame and `[DONE]`."""
         return frame(orjson.dumps(openai_error(error))) + DONE
 
-    def _choice(self, choice: dict[str, Any]) -> bytes:
-        return frame(self._before + orjson.dumps(choice) + self._after)
+    def _choice(self, choice: dict[str, Any], **beside: Any) -> bytes:
+        """A frame with one choice; `beside` goes next to `choices`."""
+        after = b"]," + orjson.dumps(beside)[1:-1] + self._rest if beside else self._after
+        return frame(self._before + orjson.dumps(choice) + after)
 
     def _text_frame(self, before_text: str, after_text: bytes) -> TextFrame:
         return TextFrame(self._before + before_text.encode(), after_text + self._after)
@@ -83,8 +89,10 @@ class ChatFrames(_Frames):
     """`chat.completion.chunk`s: the role, deltas, and a finish_reason for each choice.
 
     `pipelines` has one for each choice. `thinks`: there may be reasoning, so every delta has its names, null
-    or not: clients read `delta.reasoning` without asking whether it is there. `mcp_turn`: the server runs
-    MCP tools between this answer of the model and the next, which is told of by `next_turn`.
+    or not: clients read `delta.reasoning` without asking whether it is there. `echo` comes before the content
+    of each choice. `prompt_logprobs`: the prompt's tokens and how many alternatives are wanted beside each; a
+    frame with them comes before the first choice's first token. `mcp_turn`: the server runs MCP tools between
+    this answer of the model and the next, which is told of by `next_turn`.
     """
 
     def __init__(
@@ -97,12 +105,15 @@ class ChatFrames(_Frames):
         num_logprobs: int | None,
         pipelines: list[OutputPipeline],
         thinks: bool = False,
+        echo: str = "",
+        prompt_logprobs: tuple[list[int], int] | None = None,
     ) -> None:
         super().__init__(envelope, num_choices, include_usage=include_usage)
         self._tokenizer = tokenizer
         self._num_logprobs = num_logprobs
-        self._started = False
         self._pipelines = pipelines
+        self._echo = echo
+        self._prompt_logprobs = prompt_logprobs
         self.mcp_turn: McpTurn | None = None
         self._nulls = {"reasoning": None, "reasoning_content": None} if thinks else {}
         nulls = '"reasoning":null,"reasoning_content":null,' if thinks else ""
@@ -113,13 +124,21 @@ class ChatFrames(_Frames):
             for index in range(num_choices)
         ]
 
+    def start(self) -> bytes:
+        """Each choice's role, and what is echoed."""
+        parts = [self._role(index) for index in range(len(self._pipelines))]
+        if self._echo:
+            parts += [text_frame.encode(self._echo) for text_frame in self._text_frames]
+        return b"".join(parts)
+
     def render(self, outputs: list[RequestOutput]) -> bytes:
-        """The frames of `outputs`, joined; before the first of them each choice's role."""
+        """The frames of `outputs`, joined; a comment where there are none."""
+        if not outputs:
+            return PING
         parts: list[bytes] = []
-        if not self._started:
-            self._started = True
-            parts += [self._role(index) for index in range(len(self._pipelines))]
         for output in outputs:
+            if output.prompt_logprobs is not None and self._prompt_logprobs is not None:
+                parts.append(self._prompt(output.index, output.prompt_logprobs, *self._prompt_logprobs))
             pipeline = self._pipelines[output.index]
             events = pipeline.feed(output.text)
             if output.finish_reason is not None:
@@ -172,6 +191,13 @@ class ChatFrames(_Frames):
         delta = self._nulls | delta
         return self._choice({"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None})
 
+    def _prompt(self, index: int, known: PromptLogprobs, token_ids: list[int], num_top: int) -> bytes:
+        """vLLM has the prompt's log-probabilities beside the choices."""
+        entries = vllm_prompt_logprobs(token_ids, known, num_top, self._tokenizer)
+        delta = self._nulls | {"content": ""}
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return self._choice(choice, prompt_logprobs=entries)
+
     def _finish(self, output: RequestOutput, *, has_calls: bool) -> bytes:
         return self._choice(
             {
@@ -185,47 +211,87 @@ class ChatFrames(_Frames):
 
 
 class CompletionFrames(_Frames):
-    """`text_completion` chunks. `echoes[i]` is the text of choice i's prompt to repeat before its answer."""
+    """`text_completion` chunks. `openings` has one for each choice, `num_choices` for each prompt.
+
+    `awaits_prompt_logprobs`: they come with the first output of each prompt's first choice, and before them
+    nothing of that prompt's choices can be said.
+    """
 
     def __init__(
         self,
         envelope: Envelope,
         num_choices: int,
-        num_sequences: int,
+        openings: list[Opening],
         *,
         include_usage: bool,
-        echoes: list[str],
-        logprobs: list[CompletionLogprobs] | None,
+        awaits_prompt_logprobs: bool,
     ) -> None:
         super().__init__(envelope, num_choices, include_usage=include_usage)
-        self._echoes = echoes
-        self._logprobs = logprobs
-        self._started = False
+        self._num_choices = num_choices
+        self._openings = openings
+        num_prompts = len(openings) // num_choices if awaits_prompt_logprobs else 0
+        self._held: dict[int, list[RequestOutput]] = {place: [] for place in range(num_prompts)}
+        """outputs of prompts whose log-probabilities have not come yet"""
         self._text_frames = [
             self._text_frame(f'{{"index":{index},"text":"', b'","logprobs":null,"finish_reason":null}')
-            for index in range(num_sequences)
+            for index in range(len(openings))
         ]
 
+    def start(self) -> bytes:
+        """The echoed prompts, unless there is more to say of them."""
+        if self._held:
+            return b""
+        return b"".join(
+            self._text_frames[index].encode(opening.text)
+            for index, opening in enumerate(self._openings)
+            if opening.text
+        )
+
     def render(self, outputs: list[RequestOutput]) -> bytes:
-        """The frames of `outputs`, joined; before the first of them the echoed prompts."""
+        """The frames of `outputs`, joined; a comment where there are none."""
+        if not outputs:
+            return PING
         parts: list[bytes] = []
-        if not self._started:
-            self._started = True
-            parts += [self._text_frames[i].encode(echo) for i, echo in enumerate(self._echoes) if echo]
         for output in outputs:
-            if self._logprobs is not None:
-                if output.text or output.token_ids:
-                    logprobs = self._logprobs[output.index].add(output)
-                    parts.append(self._text(output.index, output.text, logprobs))
-            elif output.text:
-                parts.append(self._text_frames[output.index].encode(output.text))
-            if output.finish_reason in _ENDED_WELL:
-                self._usage.add(output)
-                parts.append(self._finish(output))
+            if self._held and output.index // self._num_choices in self._held:
+                self._hold(parts, output)
+            else:
+                self._add(parts, output)
         return b"".join(parts)
 
-    def _text(self, index: int, text: str, logprobs: dict[str, Any]) -> bytes:
-        return self._choice({"index": index, "text": text, "logprobs": logprobs, "finish_reason": None})
+    def _hold(self, parts: list[bytes], output: RequestOutput) -> None:
+        place = output.index // self._num_choices
+        known = output.prompt_logprobs
+        if known is None:
+            self._held[place].append(output)
+            return
+        first = place * self._num_choices
+        for index in range(first, first + self._num_choices):
+            opening = self._openings[index].make(known)
+            parts.append(self._choice({"index": index, **opening, "finish_reason": None}))
+        for one in (output, *self._held.pop(place)):
+            self._add(parts, one)
+
+    def _add(self, parts: list[bytes], output: RequestOutput) -> None:
+        logprobs = self._openings[output.index].logprobs
+        if logprobs is not None:
+            if output.text or output.token_ids:
+                added = logprobs.add(output)
+                parts.append(
+                    self._choice(
+                        {
+                            "index": output.index,
+                            "text": output.text,
+                            "logprobs": added,
+                            "finish_reason": None,
+                        }
+                    )
+                )
+        elif output.text:
+            parts.append(self._text_frames[output.index].encode(output.text))
+        if output.finish_reason in _ENDED_WELL:
+            self._usage.add(output)
+            parts.append(self._finish(output))
 
     def _finish(self, output: RequestOutput) -> bytes:
         return self._choice(

@@ -72,6 +72,16 @@ class ChatChoice(msgspec.Struct, kw_only=True):
     stop_reason: str | int | None
 
 
+class PromptToken(msgspec.Struct, kw_only=True):
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptToken] | None] | None
+"""by token id; null for the first token, and as a whole where they were not asked for"""
+
+
 class _Answer(msgspec.Struct, kw_only=True):
     id: str
     created: int
@@ -83,6 +93,7 @@ class ChatCompletion(_Answer, kw_only=True):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs = None
 
 
 class CompletionLogprobs(msgspec.Struct, kw_only=True):
@@ -98,6 +109,7 @@ class CompletionChoice(msgspec.Struct, kw_only=True):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason
     stop_reason: str | int | None
+    prompt_logprobs: PromptLogprobs = None
 
 
 class Completion(_Answer, kw_only=True):

@@ -14,14 +14,15 @@ from mlxd.errors import InvalidRequestError
 from mlxd.text.model_files import ModelFiles
 
 _REFUSED = (
-    "suffix",
-    "prompt_logprobs",
     "functions",
     "function_call",
     "audio",
     "web_search_options",
 )
 """Fields whose every value but null, empty and false asks for what this server cannot do."""
+
+_REFUSED_IN_CHAT = ("suffix",)
+"""Fields that only a prompt without a template can honour."""
 
 _REFUSED_WITHOUT_TEMPLATE = ("reasoning_effort", "thinking_token_budget")
 """Fields that only a chat template can honour."""
@@ -34,15 +35,12 @@ def refuse_unsupported(fields: GenerationFields) -> None:
         InvalidRequestError: naming the field.
     """
     is_chat = isinstance(fields, ChatCompletionRequest)
-    for name in _REFUSED if is_chat else _REFUSED + _REFUSED_WITHOUT_TEMPLATE:
+    for name in _REFUSED + (_REFUSED_IN_CHAT if is_chat else _REFUSED_WITHOUT_TEMPLATE):
         value = getattr(fields, name, None)
         if value is not None and value is not False and value not in ("", [], {}):
             raise _unsupported(name)
-    if isinstance(fields, ChatCompletionRequest):
-        if fields.echo:
-            raise _unsupported("echo")
-        if fields.modalities and fields.modalities != ["text"]:
-            raise _unsupported("modalities")
+    if isinstance(fields, ChatCompletionRequest) and fields.modalities and fields.modalities != ["text"]:
+        raise _unsupported("modalities")
     if fields.stream_options is not None and not fields.stream:
         raise InvalidRequestError("stream_options: only with stream: true", param="stream_options")
 

@@ -87,10 +87,10 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     guided_grammar: Any = None
     """these six are checked by openai/structured.py"""
 
-    # Known, and refused where they ask for something (openai/sampling.py).
     echo: bool | None = None
     suffix: str | None = None
-    prompt_logprobs: int | None = None
+    """of chat, which has none, it is refused"""
+    prompt_logprobs: NumLogprobs | None = None
     reasoning_effort: ReasoningEffort | None = None
     thinking_token_budget: ThinkingBudget | None = None
 
@@ -152,3 +152,5 @@ class CompletionRequest(GenerationFields, kw_only=True):
 
     prompt: str | list[str | int | list[TokenId]]
     logprobs: NumLogprobs | None = None
+    max_tokens: CountOrZero | None = None
+    """0 to score a prompt without continuing it"""

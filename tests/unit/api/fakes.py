@@ -19,12 +19,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from mlxd.api.app import App, create_app
 from mlxd.config import Config
+from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
 from mlxd.engine.stream import OutputStream
 from mlxd.errors import ContextLengthExceeded, MlxdError
 from mlxd.step import MemoryPlan, TokenLogprobs, WorkerReady
 from mlxd.text.model_files import ModelFiles
 from mlxd.text.tokenizer import Tokenizer
+from tests.unit.engine.fake_worker import pack
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{% if m.name %}{{ m.name }}: {% endif %}"
@@ -98,6 +100,11 @@ def says(
 
     def script(request: GenerationRequest) -> Iterable[RequestOutput]:
         detokenizer = TOKENIZER.detokenizer(skip_special_tokens=request.skip_special_tokens)
+        if request.max_tokens == 0:
+            last = _output(request, "", None, 0)
+            last.finish_reason = FinishReason.LENGTH
+            yield last
+            return
         token_ids = encode(text)
         ended_by_token = finish is FinishReason.STOP and not isinstance(stop_reason, str)
         for count, token_id in enumerate(token_ids, 1):
@@ -140,7 +147,19 @@ def _output(request: GenerationRequest, text: str, token_id: int | None, count: 
         num_prompt_tokens=len(request.prompt_token_ids),
         num_output_tokens=count,
         num_cached_tokens=1,
+        prompt_logprobs=prompt_logprobs(request) if count <= 1 and request.prompt_logprobs >= 0 else None,
     )
+
+
+def prompt_logprobs(request: GenerationRequest) -> PromptLogprobs:
+    """Prompt token t has log-probability -t/64 and rank t; the best are 0, 1, 2, … with 0, -1/4, -1/2, …"""
+    tokens = request.prompt_token_ids[1:]
+    count = request.prompt_logprobs
+    known = PromptLogprobs()
+    if tokens:
+        top = tuple(range(count)), tuple(-k / 4 for k in range(count))
+        assert known.extend(1, pack([TokenLogprobs(-t / 64, t, *top) for t in tokens]), 0, len(tokens), count)
+    return known
 
 
 class FakeEngine:
@@ -155,6 +174,8 @@ class FakeEngine:
         self.refusal: MlxdError | None = None
         self.unhealthy: str | None = None
         self.start_error: Exception | None = None
+        self.queued = False
+        """compute nothing of what is submitted; only with `held`"""
         self.held = False
         """give no outputs until release()"""
         self.submitted: list[GenerationRequest] = []
@@ -196,6 +217,8 @@ class FakeEngine:
         stream = OutputStream(len(requests), loop, on_cancel=self._on_cancel, on_drained=lambda stream: None)
         for request in requests:
             self._open[request.request_id] = (stream, deque(self.script(request)), request)
+        if not self.queued:
+            stream.begin()
         if not self.held:
             loop.call_soon(self._turn)
         return stream

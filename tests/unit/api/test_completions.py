@@ -127,18 +127,18 @@ def test_echo_of_token_ids_is_their_text() -> None:
 def test_logprobs_in_parallel_lists() -> None:
     engine = FakeEngine(says("aé!"))
     answer = ask(engine, logprobs=2)
-    ids = encode("aé!")
+    ids = [*encode("aé!"), END]  # what ends the text has an entry too
     logprobs = answer["choices"][0]["logprobs"]
     assert engine.submitted[0].sampling.logprobs == 2
     assert logprobs["tokens"] == [TOKENIZER.token_text(i) for i in ids]
     assert logprobs["token_logprobs"] == [-i / 100 for i in ids]
-    assert logprobs["text_offset"] == [0, 1, 1, 2]
+    assert logprobs["text_offset"] == [0, 1, 1, 2, 3]
     assert logprobs["top_logprobs"][0] == {"a": -ids[0] / 100, "b": -ids[0] / 100 - 0.5}
 
 
 def test_logprobs_zero_gives_the_sampled_tokens_only() -> None:
     logprobs = ask(FakeEngine(says("a")), logprobs=0)["choices"][0]["logprobs"]
-    assert logprobs["tokens"] == ["a"] and logprobs["top_logprobs"] is None
+    assert logprobs["tokens"] == ["a", "<|end|>"] and logprobs["top_logprobs"] is None
 
 
 def test_streamed_logprobs_equal_whole_ones() -> None:
@@ -166,9 +166,13 @@ def test_streamed_logprobs_equal_whole_ones() -> None:
         ({"prompt": "", "add_special_tokens": False}, "prompt"),
         ({"logprobs": 21}, "logprobs"),
         ({"logprobs": True}, "logprobs"),
-        ({"echo": True, "logprobs": 1}, "echo"),
+        ({"echo": True, "suffix": "x"}, "echo"),
         ({"suffix": "x"}, "suffix"),
-        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"suffix": "x", "prompt": [5]}, "suffix"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"max_tokens": -1}, "max_tokens"),
+        ({"max_tokens": 0, "min_tokens": 1}, "min_tokens"),
         ({"prompt": [5] * MAX_MODEL_LEN}, "prompt"),
     ],
 )
@@ -186,7 +190,7 @@ def test_special_tokens_take_no_room_in_text_offsets() -> None:
         yield from (first, second, last)
 
     offsets = ask(FakeEngine(script), logprobs=0)["choices"][0]["logprobs"]["text_offset"]
-    assert offsets == [0, 1, 1]
+    assert offsets == [0, 1, 1, 2]
 
 
 def test_the_prompt_is_needed() -> None:

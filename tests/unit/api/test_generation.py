@@ -67,11 +67,11 @@ def test_a_client_that_leaves_gets_no_answer() -> None:
 def test_a_broken_pipe_ends_a_stream() -> None:
     async def scenario(engine: FakeEngine, app: App) -> None:
         wire = Wire(app, "POST", CHAT, STREAM)
-        await until(lambda: len(wire.sent) > 0)
+        await until(lambda: len(wire.sent) > 1)
         wire.broken = True
         engine.release()
         await wire.task
-        assert [message["type"] for message in wire.sent] == ["http.response.start"]
+        assert [message["type"] for message in wire.sent] == ["http.response.start", "http.response.body"]
         assert engine.cancelled
 
     play(scenario)
@@ -239,18 +239,69 @@ def test_all_that_is_new_goes_out_in_one_write() -> None:
     async def scenario(engine: FakeEngine, app: App) -> None:
         wire = Wire(app, "POST", CHAT, STREAM)
         await wire.task
-        # Start, one write a turn (five characters and the end, two choices each), and the end.
-        assert len(wire.sent) == 1 + 6 + 1
-        assert wire.sent[2]["body"].count(b"\n\n") == 2
+        # Start, the roles, one write a turn (five characters and the end, two choices each), and the end.
+        assert len(wire.sent) == 1 + 1 + 6 + 1
+        assert [wire.sent[place]["body"].count(b"\n\n") for place in (1, 2)] == [2, 2]
 
     play(scenario, held=False)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+def test_a_stream_in_the_queue_is_silent_and_can_still_be_refused(path: str) -> None:
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        engine.queued = True
+        body = json.dumps({"messages": MESSAGES, "prompt": "Hi", "stream": True}).encode()
+        wire = Wire(app, "POST", path, body)
+        await until(lambda: engine.num_running == 1)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not wire.sent
+        engine.abort_all(GenerationTimeout("too slow"))
+        await wire.task
+        assert wire.status == 504
+        assert json.loads(wire.body)["error"]["code"] == "timeout"
+        # So it is with what the API ends itself.
+        wire = Wire(app, "POST", path, body)
+        await until(lambda: engine.num_running == 1)
+        app.end_streams()
+        await wire.task
+        assert wire.status == 503
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/messages"])
+@pytest.mark.parametrize("queued", [False, True])
+def test_long_silences_are_broken(path: str, queued: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the queue too: then the status is 200 before its time."""
+    monkeypatch.setattr("mlxd.api.openai.frames._Frames.ping_seconds", 0.01)
+    monkeypatch.setattr("mlxd.api.anthropic.frames.PING_SECONDS", 0.01)
+
+    async def scenario(engine: FakeEngine, app: App) -> None:
+        engine.queued = queued
+        fields = {"model": "default", "messages": MESSAGES, "stream": True, "max_tokens": 50}
+        if path == "/v1/completions":
+            fields["prompt"] = "Hi"
+        wire = Wire(app, "POST", path, json.dumps(fields).encode())
+        await until(lambda: wire.sent != [] and wire.body.count(b"ping\n") >= 3)
+        assert wire.status == 200
+        engine.release()
+        await wire.task
+        data = b"".join(frame + b"\n\n" for frame in wire.body.split(b"\n\n")[:-1] if frame != b": ping")
+        if path != "/v1/messages":
+            assert sse_json(data)[-1]["choices"][0]["finish_reason"] == "stop"
+
+    play(scenario)
 
 
 def test_a_stream_starts_before_its_first_token() -> None:
     async def scenario(engine: FakeEngine, app: App) -> None:
         wire = Wire(app, "POST", CHAT, STREAM)
-        await until(lambda: len(wire.sent) > 0)
-        assert wire.status == 200 and wire.body == b""
+        await until(lambda: len(wire.sent) > 1)
+        assert wire.status == 200
+        assert [json.loads(frame[6:])["choices"][0]["delta"] for frame in wire.body.split(b"\n\n")[:-1]] == [
+            {"role": "assistant", "content": ""}
+        ] * 2
         engine.release()
         await wire.task
 
