@@ -5,7 +5,9 @@ It does not know dialects, or how grammars are written.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 
 from mlxd.api.served_model import ServedModel
 from mlxd.chat import structured
@@ -15,9 +17,25 @@ from mlxd.chat.structured import Grammar, StructuredOutput, compose
 from mlxd.chat.types import ToolSpec
 from mlxd.errors import InvalidRequestError
 from mlxd.step import GrammarSpec
+from mlxd.text.tokenizer import Tokenizer
+
+MAX_BEGINNINGS = 8
+"""of a forced call that are compared: more tools have less in common, and tokenising takes time"""
+
+_WAYS_ON = ("{}", '{"a', "{ ", "{\n", " {", "\n{", "0", "12")
+"""what may follow the beginning of a call: its arguments, or the number of the call"""
 
 _HARMONY = "gpt_oss"
 _HARMONY_ANSWERS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer is held to, and the tokens with which it therefore begins, as far as that is worth
+    knowing: nobody need sample them."""
+
+    grammar: GrammarSpec
+    forced_token_ids: tuple[int, ...] = ()
 
 
 async def constrain_text(model: ServedModel, output: StructuredOutput) -> GrammarSpec:
@@ -34,7 +52,7 @@ async def constrain_text(model: ServedModel, output: StructuredOutput) -> Gramma
 
 async def constrain(
     model: ServedModel, answer: AnswerFormat, output: StructuredOutput | None
-) -> GrammarSpec | None:
+) -> Constraint | None:
     """For an answer in a conversation; None where it may be anything.
 
     Calls that are asked for come in a format that the answer's parser reads. Calls that the model is free to
@@ -52,18 +70,32 @@ async def constrain(
             "tool_choice: this server reads no calls (chat.tool_call_parser is none)", param="tool_choice"
         )
     if calls is not None and is_required:
-        return await _after_thinking(model, answer, calls.required(), calls.parts, "tool_choice", calls)
+        spec = await _after_thinking(model, answer, calls.required(), calls.parts, "tool_choice", calls)
+        forced = () if answer.reasoning is not None else common_tokens(model.tokenizer, calls.beginnings())
+        return Constraint(spec, forced)
     if output is not None:
         _check_tokenizer(model, output.param)
         start, parts = "@answer", {"answer": output.grammar}
         if calls is not None:
             start, parts = f"@answer | {calls.required()}", {**parts, **calls.parts}
-        return await _after_thinking(model, answer, start, parts, output.param, None)
+        return Constraint(await _after_thinking(model, answer, start, parts, output.param, None))
     if calls is None or not calls.trigger:
         return None
     text = compose(calls.after_trigger(), calls.parts)
     await model.grammars.check(text, "tools")
-    return GrammarSpec(text, (calls.trigger,), repeats=True)
+    return Constraint(GrammarSpec(text, (calls.trigger,), repeats=True))
+
+
+def common_tokens(tokenizer: Tokenizer, beginnings: Sequence[str]) -> tuple[int, ...]:
+    """The tokens with which an answer begins that has one of these beginnings, however it goes on."""
+    if len(beginnings) > MAX_BEGINNINGS:
+        return ()
+    texts = [beginning + way_on for beginning in beginnings for way_on in _WAYS_ON]
+    columns = zip(*tokenizer.encode_batch(texts, add_special_tokens=False), strict=False)
+    tokens = tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
+    # Some tokenisers put a space before all text: that would be another text.
+    spelt = b"".join(map(tokenizer.token_bytes, tokens))
+    return tokens if all(text.encode().startswith(spelt) for text in beginnings) else ()
 
 
 async def _after_thinking(

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mlxd.api.grammars import constrain
+from mlxd.api.grammars import Constraint, constrain
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.chat.format import AnswerFormat
@@ -33,13 +33,21 @@ class ChatPrompt:
     message_starts: tuple[int, ...]
     answer: AnswerFormat
     thinking: ThinkingParams | None
-    grammar: GrammarSpec | None = None
+    constraint: Constraint | None = None
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
         """`plan` with what the prompt and the answer's format ask of the engine."""
+        grammar: GrammarSpec | None = None
+        forced: tuple[int, ...] = ()
+        if self.constraint is not None:
+            grammar = self.constraint.grammar
+            # What was not sampled has no log-probability, and is not looked through for stop strings.
+            if plan.sampling.logprobs < 0 and not plan.stop:
+                forced = self.constraint.forced_token_ids
         return replace(
             plan,
-            sampling=msgspec.structs.replace(plan.sampling, grammar=self.grammar),
+            sampling=msgspec.structs.replace(plan.sampling, grammar=grammar),
+            forced_token_ids=forced,
             skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
             thinking=self.thinking,
             make_end_check=None if self.answer.max_calls is None else self.answer.end_check,
@@ -108,8 +116,10 @@ async def encode_conversation(
     if rendered.answer.thinking_tags is None and not insists_on_budget:
         thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
-    grammar = await constrain(model, rendered.answer, structured)
-    return ChatPrompt(rendered.text, token_ids, rendered.message_starts, rendered.answer, thinking, grammar)
+    constraint = await constrain(model, rendered.answer, structured)
+    return ChatPrompt(
+        rendered.text, token_ids, rendered.message_starts, rendered.answer, thinking, constraint
+    )
 
 
 def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:

@@ -41,6 +41,7 @@ class SequencePlan:
     ignore_eos: bool = False
     skip_special_tokens: bool = True
     thinking: ThinkingParams | None = None
+    forced_token_ids: tuple[int, ...] = ()
     make_end_check: Callable[[], EndCheck] | None = None
     priority: int = 0
     cache_salt: str = ""
@@ -68,6 +69,7 @@ class SequencePlan:
                 ignore_eos=self.ignore_eos,
                 skip_special_tokens=self.skip_special_tokens,
                 thinking=self.thinking,
+                forced_token_ids=self.forced_token_ids,
                 make_end_check=self.make_end_check,
                 priority=self.priority,
                 cache_salt=self.cache_salt,

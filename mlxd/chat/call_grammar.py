@@ -182,6 +182,12 @@ class CallGrammar:
         """One call or more, and nothing else."""
         return self._calls(self._syntax)
 
+    def beginnings(self) -> list[str]:
+        """The texts with one of which `required` begins, up to what is the model's to say."""
+        syntax = self._syntax
+        texts = [syntax.opening + syntax.before.replace("{name}", tool.name) for tool in self._tools]
+        return [text.partition("{index}")[0] for text in texts]
+
     def after_trigger(self) -> str:
         """What follows the trigger: the rest of one call, or of all that stand in one opening."""
         syntax = self._syntax

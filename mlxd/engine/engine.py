@@ -327,7 +327,7 @@ class Engine:
                 stats.count_first_token(request, now)
             else:
                 stats.itl_seconds.observe(now - last)
-            stats.num_output_tokens += 1
+            stats.num_output_tokens += 1 + len(request.unsaid_token_ids)
             reason = append_token(request, token_id, logprobs[row] if logprobs else None)
             if reason is None and request.thinking is not None and request.thinking.must_close:
                 reason = self._close_thinking(request, scheduler)

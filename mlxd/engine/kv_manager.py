@@ -157,6 +157,8 @@ class KvManager:
         request.slot = slot
         request.num_computed_tokens = num_matched
         if request.prefix_hit is None:
+            # Tokens of the answer that are known already may be cached too.
+            num_matched = min(num_matched, request.num_prompt_tokens - 1)
             request.prefix_hit = self._describe(request, match, num_matched)
             request.num_cached_tokens = num_matched
         return True

@@ -25,16 +25,21 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
     """
     output_token_ids = request.output_token_ids
     output_token_ids.append(token_id)
+    before, new_token_ids = "", [token_id]
+    if request.unsaid_token_ids:
+        before = "".join(map(request.detokenizer.add, request.unsaid_token_ids))
+        new_token_ids = [*request.unsaid_token_ids, token_id]
+        request.unsaid_token_ids = ()
     num_output_tokens = len(output_token_ids)
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     if token_id in request.stop_token_ids:
         finish_reason = FinishReason.STOP
-        text = _tail(request)
+        text = before + _tail(request)
         if token_id in request.params.stop_token_ids:
             stop_reason = token_id
     else:
-        text = request.detokenizer.add(token_id)
+        text = before + request.detokenizer.add(token_id)
         if request.thinking is not None:
             request.thinking.add(text)
         at_limit = num_output_tokens >= request.max_tokens
@@ -55,7 +60,7 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
     output = RequestOutput(
         request.params.index,
         text,
-        [token_id],
+        new_token_ids,
         None if logprobs is None else [logprobs],
         finish_reason,
         stop_reason,
@@ -64,7 +69,7 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
         num_output_tokens,
         request.num_cached_tokens,
         0 if request.thinking is None else request.thinking.num_tokens,
-        request.prompt_logprobs if num_output_tokens == 1 else None,
+        request.prompt_logprobs if num_output_tokens == len(new_token_ids) else None,
     )
     held = request.held_output
     if held is not None:
@@ -72,7 +77,7 @@ def append_token(request: Request, token_id: int, logprobs: TokenLogprobs | None
         output = held
     if (
         finish_reason is None
-        and num_output_tokens > 1
+        and num_output_tokens > len(new_token_ids)
         and len(output.token_ids) < request.params.stream_interval
     ):
         request.held_output = output

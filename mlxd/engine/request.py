@@ -52,6 +52,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     skip_special_tokens: bool = True
     thinking: ThinkingParams | None = None
     """how to count and limit the model's thinking; None where it does not think"""
+    forced_token_ids: tuple[int, ...] = ()
+    """tokens with which the answer begins because its grammar allows no others: computed with the prompt"""
     make_end_check: Callable[[], EndCheck] | None = None
     """makes what knows from the text alone that the answer is whole; it ends as if the model had ended it"""
     priority: int = 0
@@ -181,6 +183,7 @@ class Request:
         "stop_token_ids",
         "stream",
         "thinking",
+        "unsaid_token_ids",
     )
 
     def __init__(
@@ -203,7 +206,10 @@ class Request:
         """token ids that end this request, the model's own among them unless ignore_eos"""
         self.max_tokens = max_tokens
         self.num_prompt_tokens = len(params.prompt_token_ids)
-        self.output_token_ids: list[int] = []
+        # At least one token is sampled, where any is wanted.
+        self.unsaid_token_ids = params.forced_token_ids[: max(0, max_tokens - 1)]
+        """of the tokens that are out, those that go into the first output"""
+        self.output_token_ids: list[int] = [*self.unsaid_token_ids]
         self.prompt_logprobs = PromptLogprobs() if params.prompt_logprobs >= 0 else None
         self.held_output: RequestOutput | None = None
         """gathered for stream_interval, not yet handed over"""
@@ -219,7 +225,7 @@ class Request:
         """the client reads too slowly; no rows until it has caught up"""
         self.num_computed_tokens = 0
         self.num_pending_tokens = 0
-        self.num_samples_left = max_tokens
+        self.num_samples_left = max_tokens - len(self.output_token_ids)
         """samples that may still be scheduled"""
         self.num_stale_samples = 0
         """samples in flight that were overtaken: tokens were put in their place"""

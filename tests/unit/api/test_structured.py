@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from llguidance import LLMatcher
 
+from mlxd.api.grammars import common_tokens
 from mlxd.step import GrammarSpec
-from tests.unit.api.fakes import FILES, FakeEngine, call, make_app
+from mlxd.text.tokenizer import Tokenizer
+from tests.unit.api.fakes import FILES, TOKENIZER, FakeEngine, call, make_app
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 OBJECT = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -191,6 +194,56 @@ def test_a_call_that_is_asked_for_is_all_the_answer(engine: FakeEngine, choice: 
     assert spec is not None and spec.triggers == ()
     assert LLMatcher.validate_grammar(spec.grammar) == ""
     assert "<tool_call>" in spec.grammar
+
+
+TOOLS = [TOOL, {"type": "function", "function": {"name": "fast", "parameters": OBJECT}}]
+
+
+@pytest.mark.parametrize(
+    ("tools", "begins", "whole"),
+    [
+        ([TOOL], '<tool_call>\n{"name": "f", "argu', '<tool_call>\n{"name": "f", "arguments": '),
+        (TOOLS, '<tool_call>\n{"name": ', '<tool_call>\n{"name": "f'),
+    ],
+)
+def test_what_a_call_must_begin_with_is_not_sampled(
+    engine: FakeEngine, tools: list[Any], begins: str, whole: str
+) -> None:
+    assert ask(engine, {"tools": tools, "tool_choice": "required"}).status_code == 200
+    forced = TOKENIZER.decode(engine.submitted[0].forced_token_ids, skip_special_tokens=False)
+    assert forced.startswith(begins) and whole.startswith(forced)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tool_choice": "auto"},
+        {"tool_choice": "required", "logprobs": True},
+        {"tool_choice": "required", "stop": "call"},
+        {"tool_choice": "none", "guided_choice": ["a", "ab"]},
+    ],
+    ids=str,
+)
+def test_all_else_is_sampled(engine: FakeEngine, fields: dict[str, Any]) -> None:
+    assert ask(engine, {"tools": [TOOL]} | fields).status_code == 200
+    assert engine.submitted[0].forced_token_ids == ()
+
+
+def test_who_may_think_first_is_not_forced() -> None:
+    engine = FakeEngine()
+    app = make_app(engine, {"chat": {"reasoning_parser": "qwen3"}})
+    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "tool_choice": "required"}
+    assert call(app, "POST", CHAT, json=body).status_code == 200
+    assert engine.submitted[0].forced_token_ids == ()
+
+
+def test_a_tokenizer_that_puts_a_space_before_all_text_forces_nothing() -> None:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"▁": 0, "a": 1, "{": 2, "}": 3}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
+    assert common_tokens(Tokenizer(tokenizer), ["aa"]) == ()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
+    assert common_tokens(Tokenizer(tokenizer), ["aa"]) == (1, 1)
 
 
 def test_a_call_that_is_allowed_is_held_to_its_schema_once_begun(engine: FakeEngine) -> None:
