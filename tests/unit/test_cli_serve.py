@@ -15,9 +15,9 @@ import pytest
 
 from mlxd.cli import serve
 from mlxd.cli.progress import LogProgress, TerminalProgress, amount, progress_view
-from mlxd.config import ApiKeyConfig, Config, LimitsConfig, ModelConfig, ServerConfig
+from mlxd.config import ApiKeyConfig, Config, EmbeddingsConfig, LimitsConfig, ModelConfig, ServerConfig
 from mlxd.errors import ConfigError
-from mlxd.step import MemoryPlan, Progress, WorkerReady
+from mlxd.step import EmbedderReady, MemoryPlan, Progress, WorkerReady
 
 MEMORY = MemoryPlan(8_000_000_000, 540_000_000, 60_000_000, 1_200_000_000, 46_080)
 
@@ -86,6 +86,23 @@ class TestAnnouncer:
         announcer.ready(ready())
         announcer.listening("http://h:1")
         assert out.getvalue().startswith("mlxd is ready: m at http://h:1\n")
+
+    def test_an_embedding_model_is_waited_for(self, caplog: pytest.LogCaptureFixture) -> None:
+        embeddings = EmbeddingsConfig(model="org/e", served_names=("small",))
+        announcer, out = self.make(Config(model=ModelConfig(path="m"), embeddings=embeddings))
+        embedder = EmbedderReady(8, "bert", 10, 1024, 384, False, "cpu", "float32", warnings=("it is slow",))
+        announcer.listening("http://h:1")
+        announcer.ready(ready())
+        assert out.getvalue() == ""
+        announcer.embedder_ready(embedder)
+        last = out.getvalue().splitlines()[-1]
+        assert last == "  embeddings: small, 384 dimensions, float32, inputs of 1,024 tokens"
+        assert "it is slow" in caplog.text
+        announcer.embedder_ready(embedder)
+        assert out.getvalue().splitlines()[-1] == last
+        scores = msgspec.structs.replace(embedder, is_cross_encoder=True, size=1)
+        nameless = Config(embeddings=EmbeddingsConfig(model="org/e"))
+        assert serve.embedding_line(nameless, scores).startswith("org/e, cross-encoder, float32")
 
     def test_warnings_are_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         announcer, _ = self.make(Config())
