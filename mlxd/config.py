@@ -92,6 +92,8 @@ class ApiKeyConfig(_Section, frozen=True):
     """its share beside other clients of the same priority"""
     cache_salt: str = ""
     """keys with different salts share no cached prefixes, so none can time what another has asked"""
+    admin: bool = False
+    """may clear the cache and see the pins of all; a sole key always may"""
 
 
 class LimitsConfig(_Section, frozen=True):
@@ -152,6 +154,12 @@ class CacheConfig(_Section, frozen=True):
     """reuse what was computed for others that begin with the same tokens"""
     explain_misses: bool = True
     """keep, for the last few hundred requests, some text around the place where they parted from the cache"""
+    warm_prompts: str | None = None
+    """a JSONL file of prompts that are computed when the worker is ready"""
+    pin_quota_mb: NonNegativeInt = 256
+    """how much of the cache each key (or address) may pin; 0: nothing"""
+    max_pinned_percent: Annotated[float, Meta(ge=0, le=0.9)] = 0.5
+    """of the pool, by all together"""
 
 
 class WorkerConfig(_Section, frozen=True):

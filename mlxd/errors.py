@@ -8,6 +8,7 @@ It does not know the dialects: api/openai and api/anthropic put these into their
     │   ├── InvalidRequestError     400
     │   │   └── ContextLengthExceeded
     │   ├── AuthenticationError     401
+    │   ├── PermissionDeniedError   403
     │   ├── NotFoundError           404
     │   │   └── ModelNotFoundError
     │   ├── MethodNotAllowedError   405
@@ -87,6 +88,14 @@ class AuthenticationError(RequestError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class PermissionDeniedError(RequestError):
+    """The key is good, but not for this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
 
 
 class NotFoundError(RequestError):

@@ -10,12 +10,14 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxd.api import admin, tokenize
 from mlxd.api.anthropic.messages import count_tokens, create_message
 from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
+from mlxd.api.cache import cache_stats, clear_cache, create_pin, delete_pin, list_pins
 from mlxd.api.cors import Cors
 from mlxd.api.errors import error_response, is_anthropic_path
 from mlxd.api.gate import Gate
@@ -34,6 +36,7 @@ from mlxd.api.router import Router
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Handler, Services
 from mlxd.api.traffic import Traffic
+from mlxd.api.warm import Warmer, read_warm_prompts
 from mlxd.api.web_page import web_page
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
@@ -75,6 +78,11 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
     ("GET", "/metrics", admin.metrics),
     ("POST", "/v1/requests/{id}/cancel", admin.cancel),
     ("DELETE", "/v1/requests/{id}", admin.cancel),
+    ("GET", "/v1/cache/stats", cache_stats),
+    ("DELETE", "/v1/cache", clear_cache),
+    ("POST", "/v1/cache/pins", create_pin),
+    ("GET", "/v1/cache/pins", list_pins),
+    ("DELETE", "/v1/cache/pins/{id}", delete_pin),
     ("GET", "/v1/mcp/tools", list_tools),
     ("GET", "/v1/mcp/servers", list_servers),
     ("GET", "/v1/mcp/status", list_servers),
@@ -86,8 +94,9 @@ ROUTES: tuple[tuple[str, str, Handler], ...] = (
 class App:
     """An ASGI 3 callable, for mlxd's own server and any other."""
 
-    def __init__(self, services: Services, gate: Gate, cors: Cors) -> None:
+    def __init__(self, services: Services, gate: Gate, cors: Cors, warmer: Warmer | None = None) -> None:
         self._services = services
+        self._warmer = warmer
         self._gate = gate
         self._cors = cors
         self._router: Router[Handler] = Router()
@@ -133,6 +142,8 @@ class App:
             tools.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        if self._warmer is not None:
+            self._warmer.stop()
         if tools is not None:
             await tools.stop()
         # The server has waited for the running answers already.
@@ -220,7 +231,7 @@ def create_app(
     `mcp`: by default what the configuration names.
 
     Raises:
-        ConfigError: an API key cannot be read, a trusted proxy is none, or the MCP servers' file is wrong.
+        ConfigError: an API key cannot be read, a trusted proxy is none, or a file that is named is wrong.
     """
     traffic = Traffic()
     embeddings = None
@@ -253,4 +264,7 @@ def create_app(
         TrustedProxies(config.server.trusted_proxies),
         RateLimiter(config.limits, clock, now),
     )
-    return App(services, gate, Cors(config.server.cors_origins))
+    warmer = None
+    if config.cache.warm_prompts is not None:
+        warmer = Warmer(read_warm_prompts(Path(config.cache.warm_prompts)), engine, services.model)
+    return App(services, gate, Cors(config.server.cors_origins), warmer)

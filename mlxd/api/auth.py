@@ -33,6 +33,9 @@ class ApiKeys:
             [(config, _secret(config, f"limits.api_keys[{i}]", environ)) for i, config in enumerate(configs)]
         )
 
+    def __len__(self) -> int:
+        return len(self._keys)
+
     def authenticate(self, request: HTTPRequest) -> ApiKeyConfig | None:
         """The key that the request shows, as Bearer token or x-api-key; None when none is needed.
 

@@ -16,7 +16,8 @@ class Caller:
     asks from, an IPv6 network where that is not IPv4.
 
     Its requests run with `priority` (lower first) or a less urgent one, and share the worker with those of
-    others in proportion to `weight`.
+    others in proportion to `weight`. `is_admin`: it may do what concerns everybody; so may all where there
+    is but one key, or none.
     """
 
     name: str | None = None
@@ -24,6 +25,7 @@ class Caller:
     priority: int = 0
     weight: float = 1.0
     cache_salt: str = ""
+    is_admin: bool = True
     account: Account = UNLIMITED
 
     @property

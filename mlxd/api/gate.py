@@ -39,6 +39,14 @@ class Gate:
             request.caller = Caller(address=address, account=account)
         else:
             request.access["key"] = key.name
-            request.caller = Caller(key.name, address, key.priority, key.weight, key.cache_salt, account)
+            request.caller = Caller(
+                key.name,
+                address,
+                key.priority,
+                key.weight,
+                key.cache_salt,
+                is_admin=key.admin or len(self._keys) == 1,
+                account=account,
+            )
         if counted:
             account.take_request()

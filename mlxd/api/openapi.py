@@ -18,6 +18,7 @@ from mlxd import __version__
 from mlxd.api import responses
 from mlxd.api.anthropic import responses as anthropic
 from mlxd.api.anthropic.schema import CountTokensRequest, MessagesRequest
+from mlxd.api.cache import PinRequest
 from mlxd.api.errors import is_anthropic_path
 from mlxd.api.http import HTTPRequest
 from mlxd.api.mcp import McpExecuteRequest
@@ -54,7 +55,7 @@ class Operation:
     """A route's schemas: its body, and the JSON of its answer. `streams`: or an event stream in its place.
 
     `unready` is the JSON of a 503 that is no error. `text_type` is the media type of an answer that is no
-    JSON. `is_optional`: the configuration may turn it off.
+    JSON. `is_optional`: the configuration may turn it off. `statuses` are those that no other route has.
     """
 
     request: type | None = None
@@ -63,10 +64,13 @@ class Operation:
     unready: type | None = None
     text_type: str | None = None
     is_optional: bool = False
+    statuses: tuple[int, ...] = ()
 
 
 OPERATIONS = {
-    ("POST", "/v1/chat/completions"): Operation(ChatCompletionRequest, openai.ChatCompletion, streams=True),
+    ("POST", "/v1/chat/completions"): Operation(
+        ChatCompletionRequest, openai.ChatCompletion, streams=True, statuses=(502,)
+    ),
     ("POST", "/v1/completions"): Operation(CompletionRequest, openai.Completion, streams=True),
     ("POST", "/v1/embeddings"): Operation(EmbeddingRequest, openai.EmbeddingList),
     ("POST", "/v1/rerank"): Operation(RerankRequest, responses.Ranking),
@@ -84,6 +88,11 @@ OPERATIONS = {
     ("GET", "/metrics"): Operation(text_type="text/plain", is_optional=True),
     ("POST", "/v1/requests/{id}/cancel"): Operation(response=responses.CancelledRequest),
     ("DELETE", "/v1/requests/{id}"): Operation(response=responses.CancelledRequest),
+    ("GET", "/v1/cache/stats"): Operation(response=responses.CacheStatus),
+    ("DELETE", "/v1/cache"): Operation(response=responses.ClearedCache, statuses=(403,)),
+    ("POST", "/v1/cache/pins"): Operation(PinRequest, responses.Pin),
+    ("GET", "/v1/cache/pins"): Operation(response=responses.PinList),
+    ("DELETE", "/v1/cache/pins/{id}"): Operation(response=responses.DeletedPin),
     ("GET", "/v1/mcp/tools"): Operation(response=responses.McpTools),
     ("GET", "/v1/mcp/servers"): Operation(response=responses.McpServers),
     ("GET", "/v1/mcp/status"): Operation(response=responses.McpServers),
@@ -172,7 +181,7 @@ class OpenApiDocument:
         return answers
 
     def _error_statuses(self, path: str, known: Operation, is_anthropic: bool) -> set[int]:
-        statuses = set(_STATUSES)
+        statuses = {*_STATUSES, *known.statuses}
         if known.request is not None:
             statuses |= set(_STATUSES_OF_BODIES)
         if "{id}" in path or known.is_optional:

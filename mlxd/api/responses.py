@@ -127,6 +127,33 @@ class ServerStatus(msgspec.Struct, kw_only=True):
     worker: dict[str, Any]
 
 
+class ClearedCache(msgspec.Struct, kw_only=True):
+    object: Literal["cache"]
+    cleared_blocks: int
+
+
+class Pin(msgspec.Struct, kw_only=True):
+    """`pinned_tokens` are 0 while a new worker computes them again."""
+
+    id: str
+    object: Literal["cache.pin"]
+    prompt_tokens: int
+    pinned_tokens: int
+    pinned_blocks: int
+    expires_in_s: float
+
+
+class PinList(msgspec.Struct, kw_only=True):
+    object: Literal["list"]
+    data: list[Pin]
+
+
+class DeletedPin(msgspec.Struct, kw_only=True):
+    id: str
+    object: Literal["cache.pin"]
+    deleted: bool
+
+
 class McpTool(msgspec.Struct, kw_only=True):
     type: Literal["function"]
     function: dict[str, Any]

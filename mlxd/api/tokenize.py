@@ -12,11 +12,12 @@ import msgspec
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.chat import encode_chat
 from mlxd.api.openai.schema import ChatMessage, TokenId
+from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
 from mlxd.errors import InvalidRequestError
 
 
-class TokenizeRequest(msgspec.Struct, kw_only=True):
+class PromptFields(msgspec.Struct, kw_only=True):
     """Either `prompt`, or `messages` to be rendered by the chat template first."""
 
     model: str | None = None
@@ -28,6 +29,11 @@ class TokenizeRequest(msgspec.Struct, kw_only=True):
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Any] | None = None
+
+
+class TokenizeRequest(PromptFields, kw_only=True):
+    """POST /tokenize"""
+
     return_token_strs: bool | None = None
 
 
@@ -41,24 +47,7 @@ async def tokenize(request: HTTPRequest, services: Services) -> None:
     fields = await services.read(request, TokenizeRequest)
     model = services.model
     model.check_name(fields.model)
-    if (fields.prompt is None) == (fields.messages is None):
-        raise InvalidRequestError("prompt: give either prompt or messages", param="prompt")
-    if fields.messages is not None:
-        prompt = await encode_chat(
-            model,
-            fields.messages,
-            tools=fields.tools,
-            add_generation_prompt=fields.add_generation_prompt,
-            continue_final_message=fields.continue_final_message,
-            add_special_tokens=fields.add_special_tokens,
-            kwargs=fields.chat_template_kwargs or {},
-        )
-        tokens = prompt.token_ids
-    else:
-        assert fields.prompt is not None
-        [tokens] = await model.encode(
-            [fields.prompt], add_special_tokens=fields.add_special_tokens is not False
-        )
+    tokens = await encode_prompt(fields, model)
     token_strs = [model.tokenizer.token_text(i) for i in tokens] if fields.return_token_strs else None
     await request.respond_json(
         200,
@@ -80,3 +69,23 @@ async def detokenize(request: HTTPRequest, services: Services) -> None:
         raise InvalidRequestError(f"tokens: token ids are below {model.vocab_size}", param="tokens")
     text = await model.decode(fields.tokens, skip_special_tokens=False)
     await request.respond_json(200, {"prompt": text})
+
+
+async def encode_prompt(fields: PromptFields, model: ServedModel) -> list[int]:
+    """The token ids of a prompt or a conversation. Raises InvalidRequestError."""
+    if (fields.prompt is None) == (fields.messages is None):
+        raise InvalidRequestError("prompt: give either prompt or messages", param="prompt")
+    if fields.messages is not None:
+        prompt = await encode_chat(
+            model,
+            fields.messages,
+            tools=fields.tools,
+            add_generation_prompt=fields.add_generation_prompt,
+            continue_final_message=fields.continue_final_message,
+            add_special_tokens=fields.add_special_tokens,
+            kwargs=fields.chat_template_kwargs or {},
+        )
+        return prompt.token_ids
+    assert fields.prompt is not None
+    [tokens] = await model.encode([fields.prompt], add_special_tokens=fields.add_special_tokens is not False)
+    return tokens

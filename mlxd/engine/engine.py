@@ -23,12 +23,13 @@ from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
 from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, end_prompt, force_tokens
+from mlxd.engine.pins import PinBoard
 from mlxd.engine.prefix_report import PrefixReport
 from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
 from mlxd.engine.request_log import EndedRequest, RequestLog, is_of
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
-from mlxd.engine.status import describe, describe_sequences, ended_figures
+from mlxd.engine.status import describe, describe_cache, describe_sequences, ended_figures
 from mlxd.engine.stream import OutputStream
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
 from mlxd.errors import (
@@ -80,6 +81,8 @@ class Engine:
         self.stats = EngineStats()
         self.ended = RequestLog()
         self.loop_monitor = LoopMonitor()
+        self.pins = PinBoard(self)
+        self._ready_listeners: list[Callable[[], None]] = []
         self.supervisor = WorkerSupervisor(
             config, self, ready=WorkerReady, result=StepResult, clock=clock, make_executor=make_executor
         )
@@ -119,6 +122,7 @@ class Engine:
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         except TimeoutError:
             self.abort_all(NotReadyError("the server is shutting down"))
+        self.pins.stop()
         await self.supervisor.stop()
         self.loop_monitor.stop()
         if self._load_task is not None:
@@ -223,6 +227,18 @@ class Engine:
     def uptime_seconds(self) -> float:
         return self._clock() - self._start_time
 
+    def cache_status(self) -> dict[str, object]:
+        """What /v1/cache/stats says."""
+        return describe_cache(self)
+
+    def clear_cache(self) -> int:
+        """Forget every cached block that nobody holds; returns how many."""
+        return self.scheduler.kv.clear() if self.scheduler is not None else 0
+
+    def on_each_ready(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever requests are welcome again, for the first time too."""
+        self._ready_listeners.append(listener)
+
     def now(self) -> float:
         """The engine's clock, in seconds; requests' times are of this clock."""
         return self._clock()
@@ -263,6 +279,7 @@ class Engine:
             return
         self.stats.num_preemptions += scheduler.num_preemptions
         self.stats.num_evicted_blocks += scheduler.kv.num_evicted_blocks
+        self.pins.on_worker_lost()
         error = WorkerError("the model worker stopped while it computed this answer; please try again")
         for request in list(scheduler.running):
             self._end_early(request, FinishReason.ERROR, error, scheduler)
@@ -437,6 +454,9 @@ class Engine:
         if self.scheduler is not None and self.tokenizer is not None and self.info is not None:
             if self._tell_ready is not None:
                 self._tell_ready(self.info)
+            self.pins.on_worker_ready()
+            for listener in self._ready_listeners:
+                listener()
             self._pump_soon()
 
     def _pump_soon(self) -> None:
@@ -453,6 +473,10 @@ class Engine:
         while len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
             step = scheduler.schedule(self._clock())
             if step is None:
+                # What waits with nobody running waits for blocks, which only pins can hold then.
+                starves = not self._in_flight and not scheduler.running and scheduler.num_unfinished
+                if starves and self.pins.give_way():
+                    continue
                 break
             self._in_flight.append(step)
             self.supervisor.send(step.plan)

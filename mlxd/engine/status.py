@@ -100,6 +100,8 @@ def describe_cache(engine: Engine) -> dict[str, object]:
         "free_blocks": kv.pool.num_free,
         "evicted_blocks": stats.num_evicted_blocks + kv.num_evicted_blocks,
         "capacity_mb": round(info.memory.kv_pool_bytes / MB, 1),
+        "pins": len(engine.pins),
+        "pinned_blocks": kv.num_held_blocks,
         "prompt_tokens": total,
         "cached_tokens": stats.num_cached_tokens,
         "hit_types": {hit_type.value: stats.prefix_hits[hit_type.value] for hit_type in HitType},
