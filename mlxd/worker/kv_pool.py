@@ -36,11 +36,17 @@ class KvPool:
         self.nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, (source, destination), in every layer."""
+        """Copy whole blocks, (source, destination), in every layer.
+
+        They are read, and that waited for, before any is written: MLX copies the whole pool for a write while
+        a reader of it has not run (1 GB for each request with a hit, 155 ms on two cores).
+        """
         source, destination = (mx.array(ids, dtype=mx.int32) for ids in zip(*pairs, strict=True))
-        for layer in self.layers:
-            layer.keys[destination] = layer.keys[source]
-            layer.values[destination] = layer.values[source]
+        read = [(layer.keys[source], layer.values[source]) for layer in self.layers]
+        mx.eval(read)
+        for layer, (keys, values) in zip(self.layers, read, strict=True):
+            layer.keys[destination] = keys
+            layer.values[destination] = values
 
     def begin_step(
         self,
