@@ -127,7 +127,11 @@ class Sampler:
         checksum = logits.sum(axis=-1)
         failed = mx.isnan(checksum) | (checksum == mx.inf)
         tokens = mx.where(failed, 0, tokens)
-        self.last_tokens[mx.array(slots)] = tokens
+        # Written to a new object: a step in flight waits for the one that it holds, and an assignment to that
+        # one would make it wait for this step too.
+        last_tokens = self.last_tokens[:]
+        last_tokens[mx.array(slots)] = tokens
+        self.last_tokens = last_tokens
         counting = [row for row in rows if row.state.lane != NEUTRAL_LANE]
         if counting:
             self._history.append([row.state.lane for row in counting], _take(tokens, counting, len(rows)))

@@ -17,6 +17,7 @@ from mlxd.step import SamplingParams
 from mlxd.worker.runner import Runner
 from tests.worker.driver import GREEDY, Driver
 from tests.worker.tiny_models import ARCHITECTURES, MORE_ARCHITECTURES, VOCAB_SIZE, tiny_model
+from tests.worker.worker_plans import Row, slot_init, step_plan
 
 NUM_BLOCKS = 300
 BLOCK_SIZE = 4
@@ -241,6 +242,17 @@ def test_mlx_lms_own_caches_serve_what_cannot_be_paged() -> None:
     for sequence in sequences:
         tokens, _ = reference(tiny, sequence.prompt, NUM_OUTPUTS)
         assert sequence.outputs[:NUM_OUTPUTS] == tokens
+
+
+def test_a_step_waits_for_nothing_of_the_next_one() -> None:
+    """Else its tokens would come a step late, and the device would idle until the front has them."""
+    runner = Runner(tiny_model("llama"), num_blocks=4, block_size=16, max_num_seqs=2, dtype=mx.float32)
+    first = runner.launch(step_plan(1, [Row(0, [1], 3, [5, 6, 7])], 16, admit=[slot_init(0, 3)]))
+    before = [np.array(array) for array in first._arrays]
+    second = runner.launch(step_plan(2, [Row(0, [1], 4)], 16))
+    second.result()
+    for array, value in zip(first._arrays, before, strict=True):
+        np.testing.assert_array_equal(np.array(array), value)
 
 
 def test_warm_up_leaves_nothing_behind() -> None:
