@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import signal
 import sys
 import tempfile
 import time
@@ -137,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
     if unknown:
         parser.error(f"{unknown[0]!r} is not known, or needs --other {unknown[0]}=VENV")
     args.model = args.model.resolve()
+    # A server that is being measured must not outlive us, however we are ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     clients = [int(number) for number in args.clients.split(",")]
     plan = scenarios(
         clients=clients,

@@ -127,10 +127,10 @@ def test_warm_prompts_are_there_before_the_first_request(words: Path, tmp_path: 
     path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
 
     async def scenario(stack: Stack) -> None:
-        await stack.until(lambda: stack.engine.cache_status()["entries"] == 5)
+        await stack.until(lambda: stack.engine.cache_status()["entries"] >= 5)
         assert await cached(stack) >= 20
         stack.worker.die()
-        await stack.until(lambda: len(stack.workers) == 2 and stack.engine.cache_status()["entries"] == 5)
+        await stack.until(lambda: len(stack.workers) == 2 and stack.engine.cache_status()["entries"] >= 5)
         await stack.until(lambda: stack.engine.requests() == [])
         assert await cached(stack) >= 20
 
