@@ -16,7 +16,8 @@ from mlxd.errors import ClientClosedRequest, HTTPStatusError, NotFoundError
 
 if TYPE_CHECKING:
     from mlxd.api.embedding_model import EmbeddingModel
-    from mlxd.engine.embedding_engine import EmbeddingEngine, Job, Vectors
+    from mlxd.engine.embedding_engine import EmbeddingEngine
+    from mlxd.engine.embedding_queue import Job, Vectors
 
 
 def embedding_model(services: Services) -> EmbeddingModel:

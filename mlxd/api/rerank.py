@@ -18,7 +18,7 @@ from mlxd.api.services import Services
 from mlxd.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from mlxd.engine.embedding_engine import Vectors
+    from mlxd.engine.embedding_queue import Vectors
 
 CountOrZero = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 

@@ -10,19 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from mlxd.config import Config
 from mlxd.engine.embedding_input import EmbeddingInput
+from mlxd.engine.embedding_queue import Batch, EmbeddingQueue, Job, Vectors
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.stats import Speed
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
@@ -35,7 +33,7 @@ from mlxd.errors import (
     WorkerError,
 )
 from mlxd.metrics import BATCH_ROWS, REQUEST_SECONDS, TOKENS, Histogram
-from mlxd.step import EmbedBatch, EmbedderReady, EmbedResult, Progress
+from mlxd.step import EmbedderReady, EmbedResult, Progress
 from mlxd.step import ModelFiles as ModelFilesMessage
 from mlxd.text.model_files import ModelFiles
 from mlxd.text.sentence_files import SentenceFiles
@@ -48,44 +46,6 @@ MAX_BATCHES_IN_FLIGHT = 2
 MAX_ATTEMPTS = 2
 DEFAULT_RETRY_SECONDS = 2.0
 MAX_RETRY_SECONDS = 120.0
-
-Vectors = npt.NDArray[np.float32]
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """The inputs of one request. Its `future` gives the vectors; cancelling it drops what is not computed.
-
-    `pending`: indices that no worker has, the longest input last.
-    """
-
-    inputs: Sequence[EmbeddingInput]
-    vectors: Vectors
-    future: asyncio.Future[Vectors]
-    arrival_time: float
-    num_left: int
-    pending: list[int] = field(default_factory=list)
-    num_attempts: int = 1
-
-    def length(self, index: int) -> int:
-        """Tokens of an input."""
-        return len(self.inputs[index].token_ids)
-
-    @property
-    def num_pending_tokens(self) -> int:
-        return sum(map(self.length, self.pending))
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What the worker has been sent: (job, index of the input)."""
-
-    batch_id: int
-    rows: list[tuple[Job, int]]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(job.length(index) for job, index in self.rows)
 
 
 @dataclass(slots=True)
@@ -139,13 +99,9 @@ class EmbeddingEngine:
         self._tell_failed = on_failed
         self._clock = clock
         self._stopping = False
-        self._queue: deque[Job] = deque()
-        """jobs with pending inputs, the next one first"""
-        self._num_waiting = 0
-        self._waiting_tokens = 0
+        self._queue = EmbeddingQueue(config.embeddings.max_batch_tokens)
         self._jobs: set[Job] = set()
         self._in_flight: deque[Batch] = deque()
-        self._next_batch_id = 1
         self._load_task: asyncio.Task[None] | None = None
 
     # Life
@@ -179,7 +135,7 @@ class EmbeddingEngine:
     @property
     def num_waiting(self) -> int:
         """Inputs that no worker has yet."""
-        return self._num_waiting
+        return self._queue.num_inputs
 
     @property
     def num_running(self) -> int:
@@ -213,7 +169,7 @@ class EmbeddingEngine:
         timer = loop.call_later(timeout, self.end, job, error)
         future.add_done_callback(lambda _: self._forget(job, timer))
         self._jobs.add(job)
-        self._enqueue(job)
+        self._queue.add(job)
         # Requests of the same turn of the loop share a batch.
         loop.call_soon(self._pump)
         return job
@@ -271,13 +227,13 @@ class EmbeddingEngine:
         for job, indices in lost.items():
             if job.future.done():
                 continue
-            self._dequeue(job)
+            self._queue.remove(job)
             job.num_attempts += 1
             if job.num_attempts > MAX_ATTEMPTS:
                 self.end(job, error)
             else:
                 job.pending = sorted([*job.pending, *indices], key=job.length)
-                self._enqueue(job)
+                self._queue.add(job)
 
     def on_worker_failed(self, reason: str) -> None:
         self._in_flight.clear()
@@ -330,58 +286,27 @@ class EmbeddingEngine:
             self._pump()
 
     def _check_queue(self, inputs: Sequence[EmbeddingInput]) -> None:
-        limit = self.config.max_queue
-        if self._num_waiting and self._num_waiting + len(inputs) > limit:
+        limit, queue = self.config.max_queue, self._queue
+        if queue.num_inputs and queue.num_inputs + len(inputs) > limit:
             speed = self.stats.speed.tokens_per_second
-            seconds = self._waiting_tokens / speed if speed else DEFAULT_RETRY_SECONDS
+            seconds = queue.num_tokens / speed if speed else DEFAULT_RETRY_SECONDS
             raise OverloadedError(
-                f"the queue is full: {self._num_waiting} inputs wait (limit: {limit})",
+                f"the queue is full: {queue.num_inputs} inputs wait (limit: {limit})",
                 retry_after=min(seconds, MAX_RETRY_SECONDS),
             )
 
     def _pump(self) -> None:
         while self._queue and self.supervisor.state is WorkerState.READY and self._has_room():
-            batch = self._next_batch()
+            batch = self._queue.next_batch()
             self._in_flight.append(batch)
-            self.supervisor.send(encode(batch))
+            self.supervisor.send(batch.message())
 
     def _has_room(self) -> bool:
         """Whether the worker may have one more batch. One that is tried again must be alone there."""
         if not self._in_flight:
             return True
-        is_retry = self._queue[0].num_attempts > 1 or self._in_flight[0].rows[0][0].num_attempts > 1
+        is_retry = self._queue.head.is_retry or self._in_flight[0].is_retry
         return not is_retry and len(self._in_flight) < MAX_BATCHES_IN_FLIGHT
-
-    def _next_batch(self) -> Batch:
-        """Inputs of the first job in the queue, and where it leaves room, of those after it.
-
-        A job that is not through goes to the end of the queue, so that a short one waits for one batch of
-        each of the others at most. A job that was there when a worker died has its batches for itself.
-        """
-        rows: list[tuple[Job, int]] = []
-        limit, longest = self.config.max_batch_tokens, 0
-        for _ in range(len(self._queue)):
-            job = self._queue[0]
-            if rows and (job.num_attempts > 1 or rows[0][0].num_attempts > 1):
-                break
-            while job.pending:
-                width = max(longest, job.length(job.pending[-1]))
-                if rows and width * (len(rows) + 1) > limit:
-                    break
-                longest = width
-                rows.append((job, job.pending.pop()))
-            if job.pending:
-                # The batch is full. Who began it has had its turn; who only filled it up has not.
-                if rows[0][0] is job:
-                    self._queue.rotate(-1)
-                break
-            self._queue.popleft()
-        rows.sort(key=lambda row: row[0].length(row[1]), reverse=True)
-        batch = Batch(self._next_batch_id, rows)
-        self._next_batch_id += 1
-        self._num_waiting -= len(rows)
-        self._waiting_tokens -= batch.num_tokens
-        return batch
 
     def _count_batch(self, batch: Batch, result: EmbedResult) -> None:
         stats, num_tokens = self.stats, batch.num_tokens
@@ -393,41 +318,10 @@ class EmbeddingEngine:
         stats.batch_inputs.observe(len(batch.rows))
         stats.batch_tokens.observe(num_tokens)
 
-    def _enqueue(self, job: Job) -> None:
-        self._queue.append(job)
-        self._num_waiting += len(job.pending)
-        self._waiting_tokens += job.num_pending_tokens
-
-    def _dequeue(self, job: Job) -> None:
-        """Whether it is in the queue or not."""
-        if job in self._queue:
-            self._queue.remove(job)
-            self._num_waiting -= len(job.pending)
-            self._waiting_tokens -= job.num_pending_tokens
-
     def _forget(self, job: Job, timer: asyncio.TimerHandle) -> None:
         """The job is over: it has its vectors, or an error, or nobody waits for it any more."""
         timer.cancel()
-        self._dequeue(job)
+        self._queue.remove(job)
         self._jobs.discard(job)
         self.stats.num_requests += 1
         self.stats.request_seconds.observe(self._clock() - job.arrival_time)
-
-
-def encode(batch: Batch) -> EmbedBatch:
-    """The batch as the worker gets it."""
-    inputs = [job.inputs[index] for job, index in batch.rows]
-    lengths = array("i", (len(item.token_ids) for item in inputs))
-    prompts = array("i", (item.num_prompt_tokens for item in inputs))
-    token_types = b""
-    if any(item.token_types for item in inputs):
-        token_types = bytes(
-            chain.from_iterable(item.token_types or (0,) * len(item.token_ids) for item in inputs)
-        )
-    return EmbedBatch(
-        batch.batch_id,
-        lengths=lengths.tobytes(),
-        token_ids=array("i", chain.from_iterable(item.token_ids for item in inputs)).tobytes(),
-        num_prompt_tokens=prompts.tobytes() if any(prompts) else b"",
-        token_types=token_types,
-    )

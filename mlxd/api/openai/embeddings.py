@@ -23,7 +23,7 @@ from mlxd.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from mlxd.api.embedding_model import EmbeddingModel
-    from mlxd.engine.embedding_engine import Vectors
+    from mlxd.engine.embedding_queue import Vectors
 
 TruncateTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 NUMBERS_AT_ONCE = 16384

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from mlxd.config import Config, EmbeddingsConfig, LimitsConfig
-from mlxd.engine.embedding_engine import EmbeddingEngine, Job
+from mlxd.engine.embedding_engine import EmbeddingEngine
 from mlxd.engine.embedding_input import EmbeddingInput
+from mlxd.engine.embedding_queue import Job
 from mlxd.errors import (
     GenerationTimeout,
     InternalError,
