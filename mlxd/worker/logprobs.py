@@ -5,6 +5,7 @@ It does not know how the tokens were chosen, nor whether they are sampled or a p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import mlx.core as mx
@@ -21,6 +22,8 @@ NUM_CANDIDATES = 32
 """Best tokens fetched a row, enough for the API's 20 alternatives and ties with the last of them."""
 
 
+SUM_WIDTH = 256
+
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 
@@ -33,7 +36,7 @@ class RankedLogprobs:
 
     def __init__(self, logits: mx.array, tokens: mx.array, num_top: int) -> None:
         largest = mx.max(logits, axis=-1, keepdims=True)
-        normaliser = largest + mx.log(exp_nonpositive(logits - largest).sum(axis=-1, keepdims=True))
+        normaliser = largest + mx.log(_row_sums(exp_nonpositive(logits - largest)))
         chosen = mx.take_along_axis(logits, tokens[:, None], axis=-1)
         self._logprob = (chosen - normaliser).squeeze(-1)
         self._rank = (logits > chosen).sum(axis=-1) + 1
@@ -68,6 +71,14 @@ class RankedLogprobs:
         order = np.lexsort((ids, -values), axis=-1)[:, : self.num_top]
         best: Floats = np.take_along_axis(values, order, axis=-1).clip(MIN_LOGPROB)
         return np.take_along_axis(ids, order, axis=-1), best
+
+
+def _row_sums(values: mx.array) -> mx.array:
+    """float32 [n, m] -> [n, 1], in two stages: on CPUs MLX adds up a row in a few running sums, and a whole
+    vocabulary in one go loses 7e-5 of the result, where this loses 4e-7."""
+    num_rows, length = values.shape
+    width = math.gcd(length, SUM_WIDTH)
+    return values.reshape(num_rows, length // width, width).sum(axis=-1).sum(axis=-1, keepdims=True)
 
 
 class SampledLogprobs:

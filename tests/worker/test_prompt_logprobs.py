@@ -120,6 +120,16 @@ def test_equals_come_by_token_id_and_nothing_is_infinite() -> None:
     np.testing.assert_allclose(np.frombuffer(result.top_logprobs, "<f4")[:3], np.log(1 / 3), atol=1e-6)
 
 
+@pytest.mark.parametrize("vocab_size", [49152, 50257])
+def test_a_large_vocabulary_is_added_up_without_loss(vocab_size: int) -> None:
+    logits = (3 * np.random.default_rng(0).normal(size=(4, vocab_size))).astype(np.float32)
+    wide = logits.astype(np.float64)
+    expected = wide[:, 7] - np.log(np.exp(wide).sum(axis=-1))
+    result = PromptTokenLogprobs(mx.array(logits), [PromptRow(0, 0, int32([7] * 4), 0)]).result()
+    tolerance = 3e-6 if vocab_size == 49152 else 2e-4
+    np.testing.assert_allclose(np.frombuffer(result.logprobs, "<f4"), expected, atol=tolerance)
+
+
 def test_no_more_alternatives_than_the_vocabulary_has() -> None:
     logits = mx.zeros((1, 3))
     result = PromptTokenLogprobs(logits, [PromptRow(0, 0, int32([0]), 20)]).result()
