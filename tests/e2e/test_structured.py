@@ -26,7 +26,7 @@ from tests.unit.chat.made_schemas import TOOLS, Maker, problems
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(900)]
 
-TRIES = range(*map(int, os.environ.get("MLXD_STRUCTURED", "18:30").split(":")))
+TRIES = range(*map(int, os.environ.get("MLXD_STRUCTURED", "20:29").split(":")))
 NUM_AT_ONCE = 32
 MAX_TOKENS = 220 if len(TRIES) > 20 else 60
 MANY_TOKENS = 900
