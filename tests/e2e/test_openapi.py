@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -87,6 +87,7 @@ def modes(method: str, path: str) -> list[GenerationMode]:
     return list(GenerationMode) if has_body else [GenerationMode.POSITIVE]
 
 
+@pytest.mark.timeout(120 + CASES)
 @pytest.mark.parametrize(
     ("method", "path", "mode"),
     [(method, path, mode) for method, path, _ in ROUTES for mode in modes(method, path)],
@@ -100,6 +101,7 @@ def test_answers_are_as_described(
         max_examples=CASES or 12,
         derandomize=not CASES,
         deadline=None,
+        phases=[Phase.generate],  # shrinking a body takes longer than finding it
         database=None,
         suppress_health_check=list(HealthCheck),
     )
@@ -117,6 +119,8 @@ def test_answers_are_as_described(
             if not fits or response.status_code != 400:
                 break
             faults.append(response.json()["error"]["message"])
+            if " maximum " in faults[-1]:
+                return  # more than the model reads, wherever it stands
             assert len(faults) <= MAX_FAULTS, faults
             mend(case.body, faults)
         assert not fits or response.status_code in (200, 404)  # there is no tool to be found
