@@ -1,10 +1,12 @@
-"""Every error of API.md in OpenAI's dialect: as an HTTP answer before a stream, as its last frame within.
+"""Every error of API.md: as an HTTP answer before a stream, as its last frame within, in both dialects.
 
-The server, the API and the engine are the real ones. Anthropic's dialect has tests of its own.
+The server, the API and the engine are the real ones. What is wrong with a request has tests of its own in
+Anthropic's dialect (anthropic/test_messages.py), whose fields are others.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +15,54 @@ from typing import Any
 import pytest
 
 from mlxd.errors import NotReadyError
+from tests.unit.api.anthropic.events import read_events
 from tests.unit.api.fakes import sse_json
 from tests.unit.api.stack import ACCESS_LOGGER, Stack, error_of, play
+from tests.unit.engine.fake_worker import EOS, generate
 
 PATH = "/v1/completions"
 ASK = {"prompt": [3, 4], "max_tokens": 50, "ignore_eos": True}
 KEYS = {"api_keys": [{"name": "alice", "key": "ka"}]}
+MESSAGES = "/v1/messages"
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+BOTH = pytest.mark.parametrize("path", [PATH, MESSAGES], ids=["openai", "anthropic"])
 STREAMED = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+
+
+def asking(path: str, **fields: Any) -> dict[str, Any]:
+    """A request of the dialect that `path` speaks, for a long answer."""
+    if path == PATH:
+        return {**ASK, **fields}
+    content = f"t{talkative_word()}"
+    return {
+        "max_tokens": 50,
+        "model": "default",
+        "messages": [{"role": "user", "content": content}],
+        **fields,
+    }
+
+
+def talkative_word() -> int:
+    """A token which, as a whole prompt, is followed by thirty tokens before the end."""
+    return next(n for n in range(2, 64) if EOS not in generate([n], 30))
+
+
+def settings(**sections: Any) -> dict[str, Any]:
+    return {"model": {"chat_template": TEMPLATE}, **sections}
+
+
+def check(path: str, response: Any, status: int, kind: str, code: str | None) -> None:
+    """An answer that is an error, in the dialect of `path`. Anthropic's has no codes, and 529 for 503."""
+    if path == PATH:
+        assert response.status == status
+        error = error_of(response)
+        assert (error["type"], error["code"]) == (kind, code)
+        return
+    assert response.status == (529 if status == 503 else status)
+    body = json.loads(response.body)
+    assert set(body) == {"type", "error", "request_id"} and set(body["error"]) == {"type", "message"}
+    assert (body["type"], body["error"]["type"]) == ("error", kind)
+    assert body["request_id"].encode() == response.headers[b"x-request-id"]
 
 
 @STREAMED
@@ -79,82 +122,78 @@ def test_what_is_wrong_with_a_request_is_said_before_any_stream(
     play(scenario, model_folder, {"limits": KEYS, "server": {"max_body_bytes": 1500}})
 
 
-def test_a_body_that_does_not_come_is_408(model_folder: Path) -> None:
+@BOTH
+def test_a_body_that_does_not_come_is_408(model_folder: Path, path: str) -> None:
     async def scenario(stack: Stack) -> None:
         client = stack.connect()
-        await client.send("POST", PATH, b"{", content_length="20")
+        await client.send("POST", path, b"{", content_length="20")
         stack.time += 61
         client.connection.check_time(stack.time)
-        response = await client.response()
-        assert response.status == 408
-        error = error_of(response)
-        assert (error["type"], error["code"]) == ("invalid_request_error", "request_timeout")
+        check(path, await client.response(), 408, "invalid_request_error", "request_timeout")
 
     play(scenario, model_folder)
 
 
+@BOTH
 @STREAMED
-def test_limits_are_429(model_folder: Path, stream: bool) -> None:
+def test_limits_are_429(model_folder: Path, path: str, stream: bool) -> None:
     async def scenario(stack: Stack) -> None:
-        body = {**ASK, "max_tokens": 1, "stream": stream}
-        assert (await stack.ask("POST", PATH, body)).status == 200
-        response = await stack.ask("POST", PATH, body)
-        assert response.status == 429
-        error = error_of(response)
-        assert (error["type"], error["code"]) == ("rate_limit_error", "rate_limit_exceeded")
+        body = asking(path, max_tokens=1, stream=stream)
+        assert (await stack.ask("POST", path, body)).status == 200
+        response = await stack.ask("POST", path, body)
+        check(path, response, 429, "rate_limit_error", "rate_limit_exceeded")
         assert response.headers[b"retry-after"] == b"60"
         for name in (b"limit", b"remaining", b"reset"):
             assert b"x-ratelimit-%b-requests" % name in response.headers
 
-    play(scenario, model_folder, {"limits": {"rate_limit": 1}})
+    play(scenario, model_folder, settings(limits={"rate_limit": 1}))
 
 
+@BOTH
 @STREAMED
-def test_a_full_queue_is_503_with_retry_after(model_folder: Path, stream: bool) -> None:
+def test_a_full_queue_is_503_with_retry_after(model_folder: Path, path: str, stream: bool) -> None:
     async def scenario(stack: Stack) -> None:
         stack.worker.hold = True
         running, waiting = stack.connect(), stack.connect()
         for client in (running, waiting):
             await client.send("POST", PATH, ASK)
-        response = await stack.ask("POST", PATH, {**ASK, "stream": stream})
-        assert response.status == 503
-        assert (error_of(response)["type"], error_of(response)["code"]) == ("overloaded_error", "overloaded")
+        response = await stack.ask("POST", path, asking(path, stream=stream))
+        check(path, response, 503, "overloaded_error", "overloaded")
         assert response.headers[b"retry-after"] == b"1"
         stack.worker.release_held()
         assert [(await client.response()).status for client in (running, waiting)] == [200, 200]
 
-    play(scenario, model_folder, {"scheduler": {"max_queue": 1, "max_num_seqs": 1}})
+    play(scenario, model_folder, settings(scheduler={"max_queue": 1, "max_num_seqs": 1}))
 
 
+@BOTH
 @STREAMED
-def test_an_unready_server_is_503_with_retry_after(model_folder: Path, stream: bool) -> None:
+def test_an_unready_server_is_503_with_retry_after(model_folder: Path, path: str, stream: bool) -> None:
     async def scenario(stack: Stack) -> None:
         stack.worker.die()
         await stack.until(lambda: not stack.is_ready())
-        response = await stack.ask("POST", PATH, {**ASK, "stream": stream})
-        assert response.status == 503
-        error = error_of(response)
-        assert (error["type"], error["code"]) == ("overloaded_error", "not_ready")
-        assert "restarting" in error["message"]
+        response = await stack.ask("POST", path, asking(path, stream=stream))
+        check(path, response, 503, "overloaded_error", "not_ready")
+        assert b"restarting" in response.body
         assert response.headers[b"retry-after"] == b"2"
         await stack.until(stack.is_ready)
 
-    play(scenario, model_folder)
+    play(scenario, model_folder, settings())
 
 
+@BOTH
 @STREAMED
 def test_bugs_are_500_with_the_request_id_and_no_internals(
-    model_folder: Path, stream: bool, monkeypatch: pytest.MonkeyPatch
+    model_folder: Path, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(stack: Stack) -> None:
         monkeypatch.setattr(stack.engine, "submit", lambda requests: 1 / 0)
-        response = await stack.ask("POST", PATH, {**ASK, "stream": stream}, x_request_id="rid")
-        assert response.status == 500
-        error = error_of(response)
-        assert (error["type"], error["code"]) == ("api_error", "internal_error")
-        assert "rid" in error["message"] and "division" not in error["message"]
+        response = await stack.ask("POST", path, asking(path, stream=stream), x_request_id="rid")
+        check(path, response, 500, "api_error", "internal_error")
+        message = json.loads(response.body)["error"]["message"]
+        assert "rid" in message and "division" not in message
 
-    play(scenario, model_folder)
+    play(scenario, model_folder, settings())
 
 
 def fail_row(stack: Stack) -> None:
@@ -167,7 +206,7 @@ async def cancel(stack: Stack) -> None:
 
 WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str]] = [
     ("a row fails", fail_row, {}, 500, "api_error", "internal_error"),
-    ("timeout", lambda stack: None, {"timeout": 0.03}, 504, "timeout_error", "timeout"),
+    ("timeout", lambda stack: None, {"timeout_seconds": 0.03}, 504, "timeout_error", "timeout"),
     ("cancelled", cancel, {}, 499, "invalid_request_error", "request_cancelled"),
     ("shutdown", lambda stack: stack.app.end_streams(), {}, 503, "overloaded_error", "not_ready"),
     (
@@ -181,28 +220,30 @@ WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str]] 
 ]
 
 
+@BOTH
 @STREAMED
 @pytest.mark.parametrize(
-    ("break_it", "fields", "status", "kind", "code"),
+    ("break_it", "limits", "status", "kind", "code"),
     [case[1:] for case in WITHIN],
     ids=[case[0] for case in WITHIN],
 )
 def test_what_goes_wrong_while_generating(
     model_folder: Path,
+    path: str,
     break_it: Callable[[Stack], Any],
-    fields: dict[str, Any],
+    limits: dict[str, Any],
     status: int,
     kind: str,
     code: str,
     stream: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A whole answer is the error; in a stream it is the last frame, followed by [DONE], once."""
+    """A whole answer is the error; in a stream it is the last frame, at OpenAI followed by [DONE], once."""
 
     async def scenario(stack: Stack) -> None:
         client = stack.connect()
-        await client.send("POST", PATH, {**ASK, "stream": stream, **fields}, x_request_id="mine")
-        await stack.until(lambda: bool(stack.worker.plans))
+        await client.send("POST", path, asking(path, stream=stream), x_request_id="mine")
+        await stack.until(lambda: bool(stack.worker.plans) and (bool(client.output) or not stream))
         stack.worker.hold = True
         broken = break_it(stack)
         if broken is not None:
@@ -210,20 +251,26 @@ def test_what_goes_wrong_while_generating(
         if break_it is fail_row:
             stack.worker.release_held()
         response = await client.response()
-        if stream:
+        if not stream:
+            check(path, response, status, kind, code)
+        elif path == PATH:
             assert response.status == 200
             *_, last = sse_json(response.body)
             error = last["error"]
             assert set(last) == {"error"} and set(error) == {"message", "type", "param", "code"}
+            assert (error["type"], error["code"]) == (kind, code)
         else:
-            assert response.status == status
-            error = error_of(response)
-        assert (error["type"], error["code"]) == (kind, code)
+            assert response.status == 200
+            *_, last = read_events(response.body)
+            assert last["type"] == "error" and last["error"]["type"] == kind
+            assert last["request_id"] == "mine"
         stack.worker.release_held()
 
     with caplog.at_level(logging.INFO, ACCESS_LOGGER):
-        play(scenario, model_folder)
+        play(scenario, model_folder, settings(limits=limits))
     [line] = [r for r in caplog.records if r.name == ACCESS_LOGGER and r.request_id == "mine"]
+    if path == MESSAGES and status == 503:
+        status = 529
     assert (line.status, line.error) == (200 if stream else status, code)
 
 
