@@ -19,6 +19,7 @@ leaf, and eviction is a pop.
 """
 
 cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from libc.stdint cimport int32_t, uint64_t
 from libc.string cimport memcmp, memcpy
@@ -159,6 +160,14 @@ cdef class PrefixIndex:
         """The tokens of a cached block. ValueError if it is not cached."""
         self.check_cached(block_id)
         return [self.tokens[block_id * self.block_size + i] for i in range(self.nodes[block_id].length)]
+
+    def is_cached_as(self, Py_ssize_t block_id, bytes block_hash not None):
+        """Whether this is a full cached block with this chained hash, as HashedTokens.block_hash gives it."""
+        if block_id <= 0 or block_id >= self.pool.num_blocks or len(block_hash) != sizeof(Hash):
+            return False
+        if self.nodes[block_id].length != self.block_size:
+            return False
+        return memcmp(&self.nodes[block_id].hash, PyBytes_AS_STRING(block_hash), sizeof(Hash)) == 0
 
     # Holding
 

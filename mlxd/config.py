@@ -160,6 +160,10 @@ class CacheConfig(_Section, frozen=True):
     """how much of the cache each key (or address) may pin; 0: nothing"""
     max_pinned_percent: Annotated[float, Meta(ge=0, le=0.9)] = 0.5
     """of the pool, by all together"""
+    disk_path: str | None = None
+    """a folder where computed blocks are kept too, and found again after a restart; None: no such tier"""
+    disk_max_gb: Annotated[float, Meta(gt=0)] = 20.0
+    """10^9 bytes that the files below disk_path may take"""
 
 
 class WorkerConfig(_Section, frozen=True):

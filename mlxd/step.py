@@ -11,6 +11,11 @@ tokens. That message is plan N+1 (whose decode rows take the token N samples, wh
 or `Flush` (nothing to run before N's result is known). So the front, after it has sent plan N and has not
 sent N+1, owes the worker one message.
 
+With a disk tier (`WorkerReady.disk`) there are messages about stored blocks: `StoreBlocks`, `FetchBlocks`,
+`PlaceBlocks` and `ForgetStored`, each answered, save the last two, by `BlocksStored` or `BlocksFetched`. They
+may come at any time, are no steps, and do not count as the message that the front owes. What they do to the
+pool is in order with the plans around them; files are read and written by threads of their own.
+
 Integer arrays travel as bytes, int32 little-endian, C order. R is the number of rows (requests) of a step,
 D of them decode rows, which come first; N = sum(query_lens) is the number of tokens.
 """
@@ -165,6 +170,50 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
     """Finish what is in flight and exit with 0."""
 
 
+class StoredBlock(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A full block as the disk knows it: whoever finds it verifies that these are the tokens it wants.
+
+    `key` is the chained hash at its end and `parent` the one before it (of the first block: the salt), 16
+    bytes each (ext/hashed_tokens.pyx says why hash and tokens together suffice). `token_ids` is int32
+    [block_size].
+    """
+
+    key: bytes
+    parent: bytes
+    token_ids: bytes
+
+
+class StoreBlocks(Message, frozen=True, tag="store"):
+    """Copy these blocks, as they are once the plans sent so far have run, and write them to disk."""
+
+    blocks: tuple[StoredBlock, ...]
+    block_ids: tuple[int, ...]
+
+
+class FetchBlocks(Message, frozen=True, tag="fetch"):
+    """Read these blocks from disk and keep them until `PlaceBlocks`."""
+
+    fetch_id: int
+    blocks: tuple[StoredBlock, ...]
+
+
+class PlaceBlocks(Message, frozen=True, tag="place"):
+    """Put what was fetched into the pool, before the next plan, and forget it.
+
+    One block id for each of the fetch's leading blocks: NULL_BLOCK for some that are not wanted, at the
+    beginning, then those that are.
+    """
+
+    fetch_id: int
+    block_ids: tuple[int, ...] = ()
+
+
+class ForgetStored(Message, frozen=True, tag="forget"):
+    """Delete these blocks' files."""
+
+    keys: tuple[bytes, ...]
+
+
 Role = Literal["generate", "embed"]
 
 
@@ -206,6 +255,16 @@ class MemoryPlan(msgspec.Struct, frozen=True, array_like=True):
     kv_bytes_per_token: int
 
 
+class DiskInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The disk tier as it was opened."""
+
+    max_blocks: int
+    block_bytes: int
+    """that a stored block takes, its file's header included"""
+    seed: bytes
+    """secret and lasting: what salts follow from, so that keys mean the same after a restart; 16 of them"""
+
+
 class WorkerReady(Message, frozen=True, tag="ready"):
     """Loaded, checked and warmed up: plans are welcome."""
 
@@ -227,6 +286,38 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     warnings: tuple[str, ...] = ()
     shares_prefixes: bool = True
     """whether a sequence may begin with blocks that others filled; not where state lies outside of them"""
+    disk: DiskInfo | None = None
+    """None: no disk tier, because none was asked for or it cannot be had (then there is a warning)"""
+
+
+class BlocksFound(Message, frozen=True, tag="found"):
+    """Some of what was on disk when the worker started, last used first; `complete` with the last of it."""
+
+    blocks: tuple[StoredBlock, ...]
+    complete: bool
+    errors: dict[str, int] = {}
+
+
+class BlocksStored(Message, frozen=True, tag="stored"):
+    """The answer to one StoreBlocks: which are on disk now. `errors` counts what went wrong, by kind."""
+
+    keys: tuple[bytes, ...]
+    failed: tuple[bytes, ...] = ()
+    errors: dict[str, int] = {}
+
+
+class BlocksFetched(Message, frozen=True, tag="fetched"):
+    """The answer to one FetchBlocks: its leading `num_blocks` blocks can be placed.
+
+    `bad` are keys that cannot be had, now or later. Kinds of `errors`: `missing`, `truncated`, `damaged`
+    (checksum), `foreign` (another model, version or format), `misplaced` (another block's file), `read` (the
+    system's error), `slow`.
+    """
+
+    fetch_id: int
+    num_blocks: int
+    bad: tuple[bytes, ...] = ()
+    errors: dict[str, int] = {}
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -331,7 +422,17 @@ class WorkerFailure(Message, frozen=True, tag="failure"):
     fatal: bool
 
 
-ToWorker = WorkerInit | StepPlan | EmbedBatch | Flush | Shutdown
+DiskRequest = StoreBlocks | FetchBlocks | PlaceBlocks | ForgetStored
+DiskReport = BlocksFound | BlocksStored | BlocksFetched
+ToWorker = WorkerInit | StepPlan | EmbedBatch | Flush | Shutdown | DiskRequest
 FromWorker = (
-    Progress | ModelFiles | WorkerReady | StepResult | EmbedderReady | EmbedResult | Heartbeat | WorkerFailure
+    Progress
+    | ModelFiles
+    | WorkerReady
+    | StepResult
+    | DiskReport
+    | EmbedderReady
+    | EmbedResult
+    | Heartbeat
+    | WorkerFailure
 )

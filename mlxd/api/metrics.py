@@ -93,6 +93,8 @@ class EngineCollector(Collector):
         yield from self._sequences()
         yield from self._steps()
         yield from self._cache()
+        if self._engine.config.cache.disk_path is not None:
+            yield from self._disk()
         yield from self._worker()
         lag = self._engine.loop_monitor.histogram
         yield _histogram("event_loop_lag_seconds", "How late the front's event loop ran its timers.", lag)
@@ -168,6 +170,24 @@ class EngineCollector(Collector):
             "prefix_cache_evictable_blocks",
             "Of these, the ones that no running sequence uses.",
             scheduler.kv.index.num_evictable if scheduler else 0,
+        )
+
+    def _disk(self) -> Iterator[Metric]:
+        stats, scheduler = self._engine.stats.disk, self._engine.scheduler
+        disk = scheduler.disk if scheduler is not None else None
+        num_blocks = disk.index.num_stored if disk is not None else 0
+        block_bytes = disk.info.block_bytes if disk is not None else 0
+        yield _gauge("disk_cache_blocks", "KV blocks on disk; 0 also while there is no tier.", num_blocks)
+        yield _gauge("disk_cache_bytes", "What they take there.", num_blocks * block_bytes)
+        yield _total("disk_cache_stored_blocks", "Blocks written.", stats.num_stored_blocks)
+        yield _total("disk_cache_skipped_blocks", "Blocks lost before they were.", stats.num_skipped_blocks)
+        yield _total("disk_cache_evicted_blocks", "Blocks deleted for others.", stats.num_evicted_blocks)
+        yield _total("disk_cache_hit_tokens", "Tokens whose KV was read back.", stats.num_restored_tokens)
+        yield _counter(
+            "disk_cache_errors",
+            "Blocks that could not be read or written, by the reason.",
+            ("kind",),
+            _one_label(stats.errors),
         )
 
     def _worker(self) -> Iterator[Metric]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from mlxd.config import Config
+from mlxd.engine.disk_tier import FETCH_TIMEOUT_SECONDS, DiskTier
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
@@ -42,7 +43,7 @@ from mlxd.errors import (
     OverloadedError,
     WorkerError,
 )
-from mlxd.step import Flush, Progress, StepResult, WorkerReady
+from mlxd.step import DiskReport, Flush, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
 from mlxd.step import PromptLogprobs as StepPromptLogprobs
 from mlxd.text.model_files import ModelFiles
@@ -84,7 +85,13 @@ class Engine:
         self.pins = PinBoard(self)
         self._ready_listeners: list[Callable[[], None]] = []
         self.supervisor = WorkerSupervisor(
-            config, self, ready=WorkerReady, result=StepResult, clock=clock, make_executor=make_executor
+            config,
+            self,
+            ready=WorkerReady,
+            result=StepResult,
+            clock=clock,
+            make_executor=make_executor,
+            on_disk_report=self.on_disk_report,
         )
         self._tell_progress = on_progress
         self._tell_ready = on_ready
@@ -100,6 +107,7 @@ class Engine:
         self._worker_waits = False
         """the worker reads one more message before it gives the last plan's result"""
         self._pump_scheduled = False
+        self._disk_timer: asyncio.TimerHandle | None = None
         self._cache_seed = draw_seed()
         self._requests: dict[str, Request] = {}
         self._timers: dict[OutputStream, asyncio.TimerHandle] = {}
@@ -125,6 +133,8 @@ class Engine:
         self.pins.stop()
         await self.supervisor.stop()
         self.loop_monitor.stop()
+        if self._disk_timer is not None:
+            self._disk_timer.cancel()
         if self._load_task is not None:
             self._load_task.cancel()
 
@@ -232,8 +242,12 @@ class Engine:
         return describe_cache(self)
 
     def clear_cache(self) -> int:
-        """Forget every cached block that nobody holds; returns how many."""
-        return self.scheduler.kv.clear() if self.scheduler is not None else 0
+        """Forget every cached block that nobody holds, and all on disk; returns how many were in memory."""
+        if self.scheduler is None:
+            return 0
+        self.scheduler.clear_disk()
+        self._pump_soon()
+        return self.scheduler.kv.clear()
 
     def on_each_ready(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever requests are welcome again, for the first time too."""
@@ -255,15 +269,19 @@ class Engine:
 
     def on_worker_ready(self, info: WorkerReady) -> None:
         config = self.config.scheduler
+        disk = None
+        if info.disk is not None:
+            disk = DiskTier(info.disk, info.block_size, info.num_blocks, self.stats.disk)
         kv = KvManager(
             num_blocks=info.num_blocks,
             block_size=info.block_size,
             max_num_seqs=config.max_num_seqs,
             max_model_len=info.max_model_len,
             prefix_caching=self.config.cache.prefix_caching and info.shares_prefixes,
-            seed=self._cache_seed,
+            seed=self._cache_seed if info.disk is None else int.from_bytes(info.disk.seed, "little"),
+            second_tier=disk,
         )
-        scheduler = Scheduler(config, kv)
+        scheduler = Scheduler(config, kv, disk)
         for request in self._waiting_for_worker:
             scheduler.add(request)
         self._waiting_for_worker.clear()
@@ -355,6 +373,14 @@ class Engine:
         if num_steady:
             stats.itl_seconds.observe(now - before, num_steady)
         self._pump()
+
+    def on_disk_report(self, report: DiskReport) -> None:
+        scheduler = self.scheduler
+        if scheduler is not None and scheduler.disk is not None:
+            now = self._clock()
+            scheduler.disk.on_report(report, now)
+            scheduler.expire_restores(now)
+            self._pump()
 
     # Within
 
@@ -472,6 +498,7 @@ class Engine:
             return
         while len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
             step = scheduler.schedule(self._clock())
+            self._send_to_disk(scheduler)
             if step is None:
                 # What waits with nobody running waits for blocks, which only pins can hold then.
                 starves = not self._in_flight and not scheduler.running and scheduler.num_unfinished
@@ -487,6 +514,8 @@ class Engine:
         if self._worker_waits and len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
             self.supervisor.send(Flush())
             self._worker_waits = False
+        if scheduler.disk is not None:
+            self._tend_disk(scheduler, scheduler.disk)
         if not self._in_flight and scheduler.num_unfinished == 0:
             self._on_idle(scheduler)
 
@@ -497,6 +526,26 @@ class Engine:
             explain = self.config.cache.explain_misses
             request.prefix_report = PrefixReport.of(request, self.tokenizer.decode, explain=explain)
             self.stats.count_admitted(request)
+
+    def _send_to_disk(self, scheduler: Scheduler) -> None:
+        """What must reach the worker before the next plan."""
+        if scheduler.disk is not None:
+            for message in scheduler.disk.take_messages():
+                self.supervisor.send(message)
+
+    def _tend_disk(self, scheduler: Scheduler, disk: DiskTier) -> None:
+        """All plans are sent: store what they fill, and let nobody wait for a dead disk for ever."""
+        disk.store(scheduler.kv.index, busy=bool(self._in_flight), now=self._clock())
+        self._send_to_disk(scheduler)
+        if disk.num_restoring and self._disk_timer is None:
+            loop = asyncio.get_running_loop()
+            self._disk_timer = loop.call_later(FETCH_TIMEOUT_SECONDS, self._on_disk_timer)
+
+    def _on_disk_timer(self) -> None:
+        self._disk_timer = None
+        if self.scheduler is not None:
+            self.scheduler.expire_restores(self._clock())
+        self._pump()
 
     def _on_idle(self, scheduler: Scheduler) -> None:
         try:

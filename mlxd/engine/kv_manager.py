@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Protocol
 
 from mlxd._ext.block_table import BlockPool, BlockTables
 from mlxd._ext.hashed_tokens import HashedTokens
 from mlxd._ext.prefix_index import PrefixIndex
 from mlxd.engine.prefix_report import Cause, HitType, PrefixHit
 from mlxd.engine.request import Request
+from mlxd.step import NULL_BLOCK
 
 SALT_BYTES = 16
 MAX_KNOWN_PROMPTS = 4096
@@ -37,6 +39,19 @@ class Match:
     was_evicted: bool
 
 
+class SecondTier(Protocol):
+    """Who is told what the blocks of running requests hold."""
+
+    def admitted(self, request: Request, tokens: HashedTokens, block_ids: Sequence[int]) -> None:
+        """`request` got a slot; the first blocks of `tokens` were cached, as `block_ids`."""
+
+    def offer(self, tokens: HashedTokens, first: int, block_ids: Sequence[int]) -> None:
+        """Blocks `first` … of `tokens` are cached now, as `block_ids`."""
+
+    def retract(self, tokens: HashedTokens, first: int, stop: int) -> None:
+        """Blocks `first` … `stop` - 1 of `tokens` cannot be trusted, nor can what continues them."""
+
+
 class KvManager:
     """Hands out slots (rows of the worker's state) and KV blocks, and takes them back.
 
@@ -55,13 +70,15 @@ class KvManager:
         max_model_len: int,
         prefix_caching: bool = True,
         seed: int = 0,
+        second_tier: SecondTier | None = None,
     ) -> None:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
         # A context may be as long as the pool, however small: the scheduler checks lengths against both.
         max_blocks_per_seq = -(-max_model_len // block_size)
         self.pool = BlockPool(num_blocks, block_size)
-        self.tables = BlockTables(self.pool, max_num_seqs, max_blocks_per_seq)
+        # The last slot is no request's: blocks that come back from the second tier pass through it.
+        self.tables = BlockTables(self.pool, max_num_seqs + 1, max_blocks_per_seq)
         self.index = PrefixIndex(self.tables)
         self.num_evicted_blocks = 0
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -71,6 +88,11 @@ class KvManager:
         self._copies: list[tuple[int, int]] = []
         self._known_prompts: OrderedDict[bytes, None] = OrderedDict()
         self._held: Counter[int] = Counter()
+        self._second_tier = second_tier
+        self._num_shared = [0] * max_num_seqs
+        """of each slot: leading blocks that it found cached"""
+        self._num_offered = [0] * max_num_seqs
+        """and those that need not be offered to the second tier any more"""
 
     @property
     def num_total_blocks(self) -> int:
@@ -156,12 +178,43 @@ class KvManager:
         self._free_slots.pop()
         request.slot = slot
         request.num_computed_tokens = num_matched
+        self._num_shared[slot] = self._num_offered[slot] = len(match.block_ids)
+        if self._second_tier is not None:
+            self._second_tier.admitted(request, self._tokens(request), match.block_ids)
         if request.prefix_hit is None:
             # Tokens of the answer that are known already may be cached too.
             num_matched = min(num_matched, request.num_prompt_tokens - 1)
             request.prefix_hit = self._describe(request, match, num_matched)
             request.num_cached_tokens = num_matched
         return True
+
+    def could_admit(self, request: Request, match: Match, headroom: int) -> bool:
+        """Whether `admit` would probably succeed."""
+        missing = -(-request.num_tokens // self.block_size) - len(match.block_ids)
+        return bool(self._free_slots) and self.num_available_blocks >= missing + headroom
+
+    def restore(self, tokens: HashedTokens, first: int, stop: int, headroom: int) -> list[int]:
+        """Cache blocks `first` … `stop` - 1 of `tokens`, which the caller has the worker fill before a plan.
+
+        Returns the block of each, NULL_BLOCK for the leading ones that are cached already; nothing where
+        those before `first` no longer are, or less than `headroom` blocks would be left, free or evictable.
+        """
+        path, _, _ = self.index.match(tokens, stop * self.block_size)
+        if len(path) < first:
+            return []
+        slot = self.num_slots
+        self.index.share(slot, path)
+        missing = stop - len(path)
+        num_tokens = len(path) * self.block_size
+        block_ids: list[int] = []
+        if self.num_available_blocks >= missing + headroom:
+            self._make_room(missing)
+            num_tokens = stop * self.block_size
+            if not self.tables.reserve(slot, num_tokens):
+                raise AssertionError(f"{self.pool.num_free} blocks are free, but {missing} were refused")
+            block_ids = [NULL_BLOCK] * (len(path) - first) + self.tables.block_ids(slot)[len(path) :]
+        self.index.release(slot, tokens, num_tokens)
+        return block_ids
 
     def reserve_rows(self, slots: array[int], context_lens: array[int]) -> int:
         """Make slot i hold context_lens[i] tokens, in order; returns how many leading rows got theirs.
@@ -184,7 +237,7 @@ class KvManager:
     def publish(self, request: Request) -> None:
         """Cache the blocks that plans sent so far have filled, and whose tokens are known."""
         tokens = self._tokens(request)
-        self.index.publish(request.slot, tokens, self._num_valid(request, tokens))
+        self._publish(request.slot, tokens, self._num_valid(request, tokens))
 
     def release(self, request: Request, *, keep: bool = True) -> int:
         """Take back the slot and all blocks; returns the slot.
@@ -193,10 +246,15 @@ class KvManager:
         whatever the request computed is forgotten, because it cannot be trusted.
         """
         slot = request.slot
-        if not keep:
-            self.index.discard(slot)
         tokens = self._tokens(request)
-        num_valid = self._num_valid(request, tokens) if keep else 0
+        num_valid = 0
+        if keep:
+            num_valid = self._num_valid(request, tokens)
+            self._publish(slot, tokens, num_valid)
+        else:
+            self.index.discard(slot)
+            if self._second_tier is not None:
+                self._second_tier.retract(tokens, self._num_shared[slot], self._num_offered[slot])
         self.index.release(slot, tokens, num_valid)
         self._free_slots.append(slot)
         request.slot = -1
@@ -238,6 +296,17 @@ class KvManager:
         tokens = HashedTokens(self.block_size, digest.digest())
         tokens.extend(token_ids)
         return tokens
+
+    def tokens_of(self, request: Request) -> HashedTokens:
+        """The request's known tokens as the index has them."""
+        return self._tokens(request)
+
+    def _publish(self, slot: int, tokens: HashedTokens, num_valid: int) -> None:
+        self.index.publish(slot, tokens, num_valid)
+        first, stop = self._num_offered[slot], num_valid // self.block_size
+        if self._second_tier is not None and first < stop:
+            self._second_tier.offer(tokens, first, self.tables.block_ids(slot)[first:stop])
+            self._num_offered[slot] = stop
 
     def _make_room(self, num_blocks: int) -> None:
         """Evict until so many blocks are free, or nothing is left to evict."""

@@ -76,7 +76,7 @@ class _Level:
                 share.add_rounds(rounds)
         return None
 
-    def push(self, request: Request) -> None:
+    def push(self, request: Request, *, first: bool = False) -> None:
         if request.status is RequestStatus.PREEMPTED:
             insort(self.preempted, request, key=lambda r: r.arrival_time)
             return
@@ -84,6 +84,8 @@ class _Level:
         if not share.waiting:
             self.ring.append(share)
         share.waiting[request] = None
+        if first:
+            share.waiting.move_to_end(request, last=False)
 
     def take(self, request: Request) -> None:
         if request.status is RequestStatus.PREEMPTED:
@@ -107,6 +109,7 @@ class WaitingQueue:
         self._priorities: list[int] = []
         """the levels' keys, sorted"""
         self._live: dict[Request, None] = {}
+        self._aside: set[Request] = set()
         self.num_tokens = 0
         """prompt tokens of the waiting requests"""
 
@@ -156,7 +159,20 @@ class WaitingQueue:
         """Take out `request`, wherever it stands. It must be waiting here."""
         del self._live[request]
         self.num_tokens -= request.num_prompt_tokens
+        if request in self._aside:
+            self._aside.remove(request)
+        else:
+            self._levels[request.params.priority].take(request)
+
+    def set_aside(self, request: Request) -> None:
+        """`request` goes on waiting, but is passed over until `bring_back`: it is not ready for admission."""
         self._levels[request.params.priority].take(request)
+        self._aside.add(request)
+
+    def bring_back(self, request: Request) -> None:
+        """`request`, which was set aside, is its client's next."""
+        self._aside.remove(request)
+        self._levels[request.params.priority].push(request, first=True)
 
     def forget(self, request: Request) -> None:
         """The request, which no longer waits, is over: a client without requests leaves nothing here."""

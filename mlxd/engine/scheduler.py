@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 from mlxd.config import SchedulerConfig
 from mlxd.engine.cost import StepCostModel
+from mlxd.engine.disk_restore import MAX_FETCHES
+from mlxd.engine.disk_tier import DiskTier
 from mlxd.engine.kv_manager import KvManager, Match
 from mlxd.engine.queue import WaitingQueue
 from mlxd.engine.request import Request, RequestStatus
@@ -71,8 +73,9 @@ class Scheduler:
     is preempted: its blocks go, its tokens stay.
     """
 
-    def __init__(self, config: SchedulerConfig, kv: KvManager) -> None:
+    def __init__(self, config: SchedulerConfig, kv: KvManager, disk: DiskTier | None = None) -> None:
         self.kv = kv
+        self.disk = disk
         self.cost = StepCostModel(config.max_step_ms / 1e3, config.max_num_batched_tokens)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []
@@ -98,6 +101,10 @@ class Scheduler:
     def schedule(self, now: float) -> ScheduledStep | None:
         """Plan one step, or None when nothing can run before a result comes back."""
         decode_rows = self._schedule_decodes()
+        if self.disk is not None and self.disk.num_restoring:
+            # Running streams wait for one piece at most; where none waits, all that has come is taken.
+            most = 1 if decode_rows else MAX_FETCHES
+            self._bring_back(self.disk.restored(self.kv, len(self.running), most, now))
         chunks = self._schedule_chunks(len(decode_rows), now)
         if not decode_rows and not chunks:
             return None
@@ -111,6 +118,8 @@ class Scheduler:
             self._release(request, keep=status is not RequestStatus.FINISHED_ERROR)
         elif not request.status.is_finished:
             self.waiting.remove(request)
+            if self.disk is not None:
+                self._bring_back(self.disk.cancel(request))
         self.waiting.forget(request)
         request.status = status
         request.finish_time = now
@@ -126,6 +135,16 @@ class Scheduler:
         if request.slot >= 0:
             self.running.remove(request)
             self._requeue(request)
+
+    def expire_restores(self, now: float) -> None:
+        """Let those go on without the disk who have waited for it too long."""
+        if self.disk is not None:
+            self._bring_back(self.disk.expire(now))
+
+    def clear_disk(self) -> None:
+        """Forget what is on disk; nobody waits for it any more."""
+        if self.disk is not None:
+            self._bring_back(self.disk.clear())
 
     def update(self, step: ScheduledStep, seconds: float) -> None:
         """Account for a step that ran; the caller appends its tokens."""
@@ -185,6 +204,8 @@ class Scheduler:
             match = self.kv.match(newcomer)
             if chunks and self._had_better_wait(newcomer, match, chunks, num_decode_rows):
                 break
+            if self._restore_first(newcomer, match, now):
+                continue
             # Room for one more block for each running request, or the newcomer would soon be preempted.
             if not self.kv.admit(newcomer, match, headroom=len(self.running)):
                 break
@@ -206,6 +227,22 @@ class Scheduler:
         """
         num_tokens = self.kv.tokens_soon_cached(newcomer, match, [(c.request, c.end) for c in chunks])
         return num_tokens > 0 and self.cost.exceeds_a_step(num_tokens, num_decode_rows)
+
+    def _restore_first(self, newcomer: Request, match: Match, now: float) -> bool:
+        """Whether more of `newcomer`'s blocks are on disk: then it waits for them, while others go on."""
+        disk = self.disk
+        if disk is None or newcomer.needs_prompt_logits:
+            return False
+        if not self.kv.could_admit(newcomer, match, headroom=len(self.running)):
+            return False
+        if not disk.begin_restore(newcomer, self.kv.tokens_of(newcomer), len(match.block_ids), now):
+            return False
+        self.waiting.set_aside(newcomer)
+        return True
+
+    def _bring_back(self, requests: list[Request]) -> None:
+        for request in reversed(requests):
+            self.waiting.bring_back(request)
 
     def _add_chunk(self, request: Request, budget: int, chunks: list[_Chunk]) -> int:
         start = request.num_computed_tokens

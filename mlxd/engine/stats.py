@@ -36,6 +36,23 @@ class Speed:
 
 
 @dataclass(slots=True)
+class DiskStats:
+    """Totals of the disk tier."""
+
+    num_stored_blocks: int = 0
+    num_skipped_blocks: int = 0
+    """that were evicted from memory, or too many, before they could be stored"""
+    num_evicted_blocks: int = 0
+    """given up on disk, for others"""
+    num_restores: int = 0
+    """times that a request waited for blocks to be read"""
+    num_restored_tokens: int = 0
+    """whose keys and values came back from disk"""
+    errors: Counter[str] = field(default_factory=Counter)
+    """by kind; mlxd/step.py names them"""
+
+
+@dataclass(slots=True)
 class EngineStats:
     """Totals since start; times in seconds, sizes in bytes. Histograms of requests count sequences: n
     choices are n of them."""
@@ -55,6 +72,7 @@ class EngineStats:
     """of schedulers that are gone; the present one counts its own"""
     finish_reasons: Counter[str] = field(default_factory=Counter)
     num_integrity_errors: int = 0
+    disk: DiskStats = field(default_factory=DiskStats)
     active_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     cache_memory_bytes: int = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlxd.engine.disk_tier import DiskTier
 from mlxd.engine.prefix_report import HitType, PrefixReport
 from mlxd.engine.request import FinishReason, Request, RequestStatus
 from mlxd.engine.supervisor import WorkerState
@@ -87,7 +88,7 @@ def describe_cache(engine: Engine) -> dict[str, object]:
     kv = scheduler.kv
     block_bytes = info.memory.kv_bytes_per_token * info.block_size
     total = stats.num_prompt_tokens
-    return {
+    status: dict[str, object] = {
         "type": "paged_cache",
         "entries": kv.num_cached_blocks,
         "hit_rate": round(stats.num_cached_tokens / total, 4) if total else 0.0,
@@ -105,6 +106,27 @@ def describe_cache(engine: Engine) -> dict[str, object]:
         "prompt_tokens": total,
         "cached_tokens": stats.num_cached_tokens,
         "hit_types": {hit_type.value: stats.prefix_hits[hit_type.value] for hit_type in HitType},
+    }
+    if scheduler.disk is not None:
+        status["disk"] = _disk(scheduler.disk)
+    return status
+
+
+def _disk(disk: DiskTier) -> dict[str, object]:
+    stats = disk.stats
+    return {
+        "blocks": disk.index.num_stored,
+        "max_blocks": disk.info.max_blocks,
+        "size_mb": round(disk.index.num_stored * disk.info.block_bytes / MB, 1),
+        "complete": disk.is_complete,
+        "storing_blocks": disk.num_storing,
+        "restoring_requests": disk.num_restoring,
+        "stored_blocks": stats.num_stored_blocks,
+        "skipped_blocks": stats.num_skipped_blocks,
+        "evicted_blocks": stats.num_evicted_blocks,
+        "restores": stats.num_restores,
+        "restored_tokens": stats.num_restored_tokens,
+        "errors": dict(stats.errors),
     }
 
 

@@ -15,6 +15,10 @@ from typing import Generic, Protocol, TypeVar
 from mlxd.config import Config
 from mlxd.engine.executor import Executor, ProcessExecutor
 from mlxd.step import (
+    BlocksFetched,
+    BlocksFound,
+    BlocksStored,
+    DiskReport,
     FromWorker,
     Heartbeat,
     ModelFiles,
@@ -81,6 +85,7 @@ class WorkerSupervisor(Generic[Ready, Result]):
         result: type[Result],
         clock: Callable[[], float],
         make_executor: MakeExecutor = ProcessExecutor,
+        on_disk_report: Callable[[DiskReport], None] | None = None,
     ) -> None:
         self.state = WorkerState.STARTING
         self.failure: str | None = None
@@ -91,6 +96,7 @@ class WorkerSupervisor(Generic[Ready, Result]):
         self._result = result
         self._clock = clock
         self._make_executor = make_executor
+        self._tell_disk_report = on_disk_report
         self._executor: Executor | None = None
         self._restarts: deque[float] = deque()
         self._restart_task: asyncio.Task[None] | None = None
@@ -160,6 +166,9 @@ class WorkerSupervisor(Generic[Ready, Result]):
             self._listener.on_worker_ready(message)
             return
         match message:
+            case BlocksFound() | BlocksStored() | BlocksFetched():
+                if self._tell_disk_report is not None:
+                    self._tell_disk_report(message)
             case Heartbeat():
                 self._last_beat = self._clock()
                 self._busy_seconds = message.busy_seconds

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from mlxd.step import Message, WorkerReady
+from mlxd.worker.disk.tier import DiskTier
 from mlxd.worker.step_loop import MemoryUse, StepRunner
 
 Send = Callable[[Message], None]
@@ -16,6 +17,9 @@ Send = Callable[[Message], None]
 
 class Backend(StepRunner, Protocol):
     """Made on the worker's main thread; loads once, then launches plans."""
+
+    disk: DiskTier | None
+    """not yet started; None also before `load`"""
 
     def load(self) -> WorkerReady:
         """Gets everything ready, sending Progress and ModelFiles on the way.

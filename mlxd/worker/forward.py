@@ -32,6 +32,12 @@ class Forward(Protocol):
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy (source, destination) blocks."""
 
+    def read_blocks(self, block_ids: Sequence[int]) -> mx.array:
+        """uint8 [n, KvPool.block_bytes]: what the blocks hold after the steps built so far; not evaluated."""
+
+    def write_blocks(self, block_ids: Sequence[int], payload: mx.array) -> None:
+        """Overwrite blocks with what `read_blocks` gave, before whatever is built next."""
+
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         """Logits [n, vocab_size] of the n tokens that the batch's `logit_tokens` names (None if n = 0), and
         what else must be evaluated.
@@ -61,6 +67,12 @@ class PagedForward:
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._pool.copy_blocks(pairs)
+
+    def read_blocks(self, block_ids: Sequence[int]) -> mx.array:
+        return self._pool.read_blocks(mx.array(list(block_ids), dtype=mx.int32))
+
+    def write_blocks(self, block_ids: Sequence[int], payload: mx.array) -> None:
+        self._pool.write_blocks(block_ids, payload)
 
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
@@ -97,6 +109,12 @@ class SlotForward:
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         raise ValueError("mlx-lm's own caches have no blocks to copy")
+
+    def read_blocks(self, block_ids: Sequence[int]) -> mx.array:
+        raise ValueError("mlx-lm's own caches have no blocks to read")
+
+    def write_blocks(self, block_ids: Sequence[int], payload: mx.array) -> None:
+        raise ValueError("mlx-lm's own caches have no blocks to write")
 
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]

@@ -14,6 +14,8 @@ evaluated as outputs (DESIGN 5).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
 
 import mlx.core as mx
 import numpy as np
@@ -24,7 +26,7 @@ from mlxd.worker.support import LayerShape
 
 
 class KvPool:
-    """Keys and values of all layers. `nbytes` is what it takes."""
+    """Keys and values of all layers. `nbytes` is what it takes, `block_bytes` what a block does."""
 
     def __init__(
         self, shapes: Sequence[LayerShape], num_blocks: int, block_size: int, dtype: mx.Dtype
@@ -34,6 +36,7 @@ class KvPool:
         self.layers = [LayerCache(shape, num_blocks, block_size, dtype) for shape in shapes]
         mx.eval([(layer.keys, layer.values) for layer in self.layers])
         self.nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        self.block_bytes = self.nbytes // num_blocks
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination), in every layer.
@@ -47,6 +50,27 @@ class KvPool:
         for layer, (keys, values) in zip(self.layers, read, strict=True):
             layer.keys[destination] = keys
             layer.values[destination] = values
+
+    def read_blocks(self, ids: mx.array) -> mx.array:
+        """int32 [n] to uint8 [n, block_bytes]: of each block all keys and values, a layer after another."""
+        arrays = (array for layer in self.layers for array in (layer.keys, layer.values))
+        return mx.concatenate([array[ids].reshape(len(ids), -1) for array in arrays], axis=1).view(mx.uint8)
+
+    def split_blocks(self, payload: mx.array) -> list[tuple[mx.array, mx.array]]:
+        """The reverse, to each layer's keys and values, [n, num_kv_heads, block_size, dim]."""
+        flat = payload.view(self.layers[0].keys.dtype)
+        shapes = [shape for layer in self.layers for shape in (layer.keys.shape[1:], layer.values.shape[1:])]
+        ends = list(accumulate(map(prod, shapes)))
+        parts = mx.split(flat, ends[:-1], axis=1)
+        arrays = iter([part.reshape(-1, *shape) for part, shape in zip(parts, shapes, strict=True)])
+        return list(zip(arrays, arrays, strict=True))
+
+    def write_blocks(self, block_ids: Sequence[int], payload: mx.array) -> None:
+        """Overwrite blocks in every layer with uint8 [n, block_bytes]."""
+        ids = mx.array(list(block_ids), dtype=mx.int32)
+        for layer, (keys, values) in zip(self.layers, self.split_blocks(payload), strict=True):
+            layer.keys[ids] = keys
+            layer.values[ids] = values
 
     def begin_step(
         self,

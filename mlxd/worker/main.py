@@ -71,8 +71,8 @@ def run(channel: Channel[ToWorker]) -> int:
             backend = make_embedding_backend(config, channel.send)
             loop = EmbedLoop(channel, backend, activity)
         else:
-            backend = make_backend(config, channel.send)
-            loop = StepLoop(channel, backend, activity, memory=backend.memory)
+            backend = generator = make_backend(config, channel.send)
+            loop = StepLoop(channel, backend, activity, memory=backend.memory, disk=lambda: generator.disk)
         pulse = Pulse(channel.send, activity, lambda: backend.memory().active, on_orphaned=exit_now)
         pulse.start()
         channel.send(backend.load())

@@ -19,6 +19,9 @@ from mlxd.config import Config
 from mlxd.step import ModelFiles, Progress, StepPlan, WorkerReady
 from mlxd.worker import platform
 from mlxd.worker.backend import Send
+from mlxd.worker.disk.open import open_disk_tier
+from mlxd.worker.disk.tier import DiskTier
+from mlxd.worker.identity import weights_digest
 from mlxd.worker.kernels.paged import gpu_kernels
 from mlxd.worker.loader import open_model
 from mlxd.worker.memory import ModelShape, check_weights_fit, plan_pool
@@ -26,6 +29,7 @@ from mlxd.worker.model_facts import context_length, text_config
 from mlxd.worker.model_source import resolve_model
 from mlxd.worker.runner import PendingStep, Runner, UnsupportedModelError, check_supported, kv_bytes_per_token
 from mlxd.worker.step_loop import MemoryUse
+from mlxd.worker.support import layer_shapes
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ class MlxBackend:
         self._send = send
         self._blas = blas
         self._runner: Runner | None = None
+        self.disk: DiskTier | None = None
 
     def load(self) -> WorkerReady:
         config = self._config
@@ -73,6 +78,22 @@ class MlxBackend:
             kernels=gpu_kernels(device),
         )
         warnings = [*plan.warnings, *runner.self_check()]
+        # mlx-lm's own caches are a slot's alone.
+        shares_prefixes = runner.attention_name != "mlx-lm"
+        if shares_prefixes and config.cache.disk_path is not None:
+            facts: dict[str, object] = {
+                "weights": weights_digest(loaded.model),
+                "config": loaded.config,
+                "dtype": dtype_name(loaded.dtype),
+                "layers": [(s.num_kv_heads, s.key_dim, s.value_dim) for s in layer_shapes(loaded.model)],
+                "device": device.kind,
+                "attention": runner.attention_name,
+                "versions": versions(),
+            }
+            self.disk, problems = open_disk_tier(
+                config.cache, facts, block_bytes=runner.block_bytes, mover=runner, send=self._send
+            )
+            warnings += problems
         if device.kind == "cpu" and self._blas.problem:
             warnings.append(f"matrix products are slow here: {self._blas.problem}")
         if config.worker.warmup:
@@ -92,11 +113,11 @@ class MlxBackend:
             memory=plan.memory,
             device=str(device),
             attention=runner.attention_name,
-            dtype=str(loaded.dtype).removeprefix("mlx.core."),
+            dtype=dtype_name(loaded.dtype),
             versions=versions(),
             warnings=tuple(warnings),
-            # mlx-lm's own caches are a slot's alone.
-            shares_prefixes=runner.attention_name != "mlx-lm",
+            shares_prefixes=shares_prefixes,
+            disk=self.disk.info if self.disk is not None else None,
         )
 
     def launch(self, plan: StepPlan) -> PendingStep:
@@ -116,6 +137,10 @@ def token_bytes(model: nn.Module, shape: ModelShape, dtype: mx.Dtype) -> int:
         return kv_bytes_per_token(model, dtype)
     except UnsupportedModelError:
         return shape.kv_bytes_per_token(dtype.size)
+
+
+def dtype_name(dtype: mx.Dtype) -> str:
+    return str(dtype).removeprefix("mlx.core.")
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ in the front's block bookkeeping shows as a wrong text.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform as host
 import time
@@ -39,11 +40,16 @@ from mlxd.step import (
     WorkerReady,
 )
 from mlxd.worker.backend import Send
+from mlxd.worker.disk.block_file import Bytes
+from mlxd.worker.disk.open import open_disk_tier
+from mlxd.worker.disk.tier import DiskTier
 from mlxd.worker.memory import context_limit
 from mlxd.worker.model_facts import context_length, read_config, text_config
 from mlxd.worker.model_source import resolve_model
 from mlxd.worker.playback_tokenizer import playback_folder
 from mlxd.worker.step_loop import MemoryUse
+
+logger = logging.getLogger(__name__)
 
 PLAY, END = "<<<play>>>", "<<<end>>>"
 PARAGRAPH = (
@@ -54,6 +60,8 @@ PARAGRAPH = (
 )
 MAX_POOL_TOKENS = 1 << 22
 """16 MiB of token ids"""
+
+INT32_BYTES = 4
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -90,6 +98,7 @@ class PlaybackBackend:
         self._clock = clock
         self._sleep = sleep
         self._player: Player | None = None
+        self.disk: DiskTier | None = None
 
     def load(self) -> WorkerReady:
         config = self._config
@@ -104,7 +113,7 @@ class PlaybackBackend:
         most = 1 + config.scheduler.max_num_seqs * -(-max_model_len // block_size)
         num_blocks = config.cache.num_blocks or min(most, MAX_POOL_TOKENS // block_size)
         rate = config.worker.playback_tokens_per_second
-        self._player = Player(
+        player = self._player = Player(
             Script(folder),
             num_blocks=num_blocks,
             block_size=block_size,
@@ -113,6 +122,15 @@ class PlaybackBackend:
             clock=self._clock,
             sleep=self._sleep,
         )
+        self.disk, warnings = open_disk_tier(
+            config.cache,
+            {"playback": facts, "versions": versions()},
+            block_bytes=INT32_BYTES * block_size,
+            mover=player,
+            send=self._send,
+        )
+        for warning in warnings:
+            logger.warning("%s", warning)
         return WorkerReady(
             pid=os.getpid(),
             model_type=str(facts["model_type"]),
@@ -120,11 +138,13 @@ class PlaybackBackend:
             max_model_len=min(max_model_len, (num_blocks - 1) * block_size),
             num_blocks=num_blocks,
             block_size=block_size,
-            memory=MemoryPlan(0, 0, 0, 4 * num_blocks * block_size, 4),
+            memory=MemoryPlan(0, 0, 0, INT32_BYTES * num_blocks * block_size, INT32_BYTES),
             device="cpu (playback)",
             attention="playback",
             dtype="int32",
-            versions={"mlxd": mlxd.__version__, "python": host.python_version()},
+            versions=versions(),
+            warnings=warnings,
+            disk=self.disk.info if self.disk is not None else None,
         )
 
     def launch(self, plan: StepPlan) -> PlayedStep:
@@ -136,6 +156,10 @@ class PlaybackBackend:
 
     def _announce(self, folder: Path) -> None:
         self._send(ModelFiles(str(folder.resolve())))
+
+
+def versions() -> dict[str, str]:
+    return {"mlxd": mlxd.__version__, "python": host.python_version()}
 
 
 class Script:
@@ -254,6 +278,14 @@ class Player:
             prompt_logprobs=certain(plan.prompt_rows) if plan.prompt_rows else None,
         )
         return PlayedStep(answer, self._pace(rows), self._clock, self._sleep)
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Callable[[], Bytes]:
+        """uint8 [n, bytes of a block], as the plans so far left them."""
+        copied = self._pool[list(block_ids)].view(np.uint8)
+        return lambda: copied
+
+    def write_blocks(self, block_ids: Sequence[int], payload: Bytes) -> None:
+        self._pool[list(block_ids)] = payload.view(np.int32)
 
     def _admit(self, init: SlotInit) -> None:
         self._num_prompt_tokens[init.slot] = init.num_prompt_tokens

@@ -6,6 +6,7 @@ It does not know sockets, files or devices: a loaded model comes in, plans follo
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -28,6 +29,8 @@ from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes
 
 __all__ = ["PendingStep", "Runner", "UnsupportedModelError", "check_supported", "kv_bytes_per_token"]
 
+Bytes = npt.NDArray[np.uint8]
+
 NOT_A_NUMBER = "the model's output for this request is not a number"
 
 
@@ -48,6 +51,13 @@ class PendingStep:
         self._started = False
         self._tokens: npt.NDArray[np.int32] | None = None
         self.finished = False
+
+    def attach(self, arrays: list[mx.array]) -> None:
+        """Have `arrays` computed too, behind this step."""
+        if self._started:
+            mx.async_eval(arrays)  # type: ignore[no-untyped-call]
+        else:
+            self._arrays += arrays
 
     def start(self) -> None:
         if not self._started:
@@ -116,10 +126,12 @@ class Runner:
         self._one_at_a_time = on_cpu
         self._newest: PendingStep | None = None
         self._forward: Forward
+        self.block_bytes = 0
         if paged:
             check_supported(model)
             selection = patch_projection(model, self.vocab_size)
             pool = KvPool(layer_shapes(model), num_blocks, block_size, dtype)
+            self.block_bytes = pool.block_bytes
             if kernels is not None:
                 self._forward = KernelForward(model, selection, pool, kernels)
             else:
@@ -181,6 +193,27 @@ class Runner:
     def _may_start(self, previous: PendingStep | None) -> bool:
         """Whether a step may run behind `previous`."""
         return previous is None or previous.finished or not self._one_at_a_time
+
+    def read_blocks(self, block_ids: Sequence[int]) -> Callable[[], Bytes]:
+        """Begin to copy blocks out, as the steps launched so far leave them.
+
+        What comes back waits for the copy: uint8 [n, bytes of a block].
+        """
+        copied = self._forward.read_blocks(block_ids)
+        if self._newest is None:
+            mx.async_eval([copied])  # type: ignore[no-untyped-call]
+        else:
+            self._newest.attach([copied])
+        return lambda: np.asarray(copied)
+
+    def write_blocks(self, block_ids: Sequence[int], payload: Bytes) -> None:
+        """Overwrite blocks with what `read_blocks` gave, before the next step that is launched.
+
+        The copy is made with that step; but so that waiting copies do not pile up, right now if none runs.
+        """
+        self._forward.write_blocks(block_ids, mx.array(payload))
+        if self._newest is None or self._newest.finished:
+            mx.eval(self._forward.read_blocks(block_ids[:1]))
 
     def warmup(self) -> None:
         """Run one step of each kind, so that first requests find kernels compiled and memory mapped.

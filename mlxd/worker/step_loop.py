@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from mlxd.step import Flush, Message, Shutdown, StepPlan, StepResult, ToWorker
+from mlxd.step import DiskRequest, Flush, Message, Shutdown, StepPlan, StepResult, ToWorker
 from mlxd.worker.channel import Channel, ProtocolError
 from mlxd.worker.heartbeat import Activity
 
@@ -33,6 +33,22 @@ class StepRunner(Protocol):
 
     def launch(self, plan: StepPlan, /) -> PendingStep:
         """Starts the step and returns without waiting for it."""
+
+
+class StoredBlocks(Protocol):
+    """What handles messages about stored blocks: the disk tier."""
+
+    def start(self) -> None:
+        """Begins, now that the front knows of it."""
+
+    def stop(self) -> None:
+        """Ends, without leaving much unwritten."""
+
+    def handle(self, message: DiskRequest, /) -> None:
+        """Does what concerns the pool, in order with the plans launched so far; waits for nothing."""
+
+    def collect(self) -> None:
+        """Takes what was copied out of the pool; waits for it. Called after each step, or if none runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,18 +77,32 @@ class StepLoop:
         activity: Activity,
         *,
         memory: Callable[[], MemoryUse] = MemoryUse,
+        disk: Callable[[], StoredBlocks | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._channel = channel
         self._runner = runner
         self._activity = activity
         self._memory = memory
+        self._find_disk = disk
+        self._disk: StoredBlocks | None = None
         self._clock = clock
         self._in_flight: InFlight | None = None
         self._last_end = 0.0
 
     def run(self) -> None:
         """Returns after Shutdown; EOFError when the front is gone."""
+        self._disk = disk = self._find_disk()
+        if disk is None:
+            self._serve()
+            return
+        disk.start()
+        try:
+            self._serve()
+        finally:
+            disk.stop()
+
+    def _serve(self) -> None:
         while True:
             message = self._channel.receive()
             if isinstance(message, StepPlan):
@@ -82,6 +112,10 @@ class StepLoop:
             elif isinstance(message, Shutdown):
                 self._finish(None)
                 return
+            elif isinstance(message, DiskRequest) and self._disk is not None:
+                self._disk.handle(message)
+                if self._in_flight is None:
+                    self._disk.collect()
             else:
                 raise ProtocolError(f"unexpected {type(message).__name__}")
 
@@ -119,3 +153,5 @@ class StepLoop:
         else:
             self._activity.begin(following.step_id, end)
         self._channel.send(message)
+        if self._disk is not None:
+            self._disk.collect()

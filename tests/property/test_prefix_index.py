@@ -261,6 +261,16 @@ class PrefixIndexMachine(RuleBasedStateMachine):
         for index, block_id in enumerate(path):
             block = self.call(lambda side, block_id=block_id: side.index.block_tokens(block_id))
             assert block == token_ids[index * self.block_size : (index + 1) * self.block_size]
+        for block_id in range(-1, self.num_blocks + 1):
+            for index in range(len(token_ids) // self.block_size):
+                self.call(
+                    lambda side, tokens, block_id=block_id, index=index: side.index.is_cached_as(
+                        block_id, tokens.block_hash(index)
+                    ),
+                    request,
+                )
+        for index, block_id in enumerate(path):
+            assert self.both[0].index.is_cached_as(block_id, request.both[0].block_hash(index))
         # The extension may have forgotten an eviction, but never invents one.
         for index in range(-1, len(token_ids) + 1):
             ours, plain = (

@@ -68,6 +68,12 @@ class PrefixIndex:
     def block_tokens(self, block_id: int) -> list[int]:
         return list(self._cached(block_id).token_ids)
 
+    def is_cached_as(self, block_id: int, block_hash: bytes) -> bool:
+        block = self.blocks.get(block_id)
+        if block is None or len(block.token_ids) < self.block_size:
+            return False
+        return self._chain(block).block_hash(self._depth(block)) == block_hash
+
     def share(self, slot: int, block_ids: Sequence[int]) -> None:
         if self.tables.block_ids(slot):
             raise ValueError(f"slot {slot} has blocks already")

@@ -120,6 +120,13 @@ class KernelLayer:
         shape = self.shape(num_kv_heads, 1.0, None, False)
         return self._kernels.copy(shape, pairs, self.cache.keys, self.cache.values, after=after)
 
+    def write(self, keys: mx.array, values: mx.array, places: mx.array, after: mx.array) -> mx.array:
+        """[N, num_kv_heads, 1, dim] each, to int32 [N] places; returns what comes after it."""
+        shape = self.shape(keys.shape[1], 1.0, None, False)
+        return self._kernels.write(
+            shape, keys, values, places, self.cache.keys, self.cache.values, after=after
+        )
+
     def attend(
         self,
         queries: mx.array,

@@ -13,18 +13,29 @@ import zlib
 from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from mlxd.config import Config
 from mlxd.step import (
+    BlocksFetched,
+    BlocksFound,
+    BlocksStored,
+    DiskInfo,
+    DiskRequest,
+    FetchBlocks,
     Flush,
+    ForgetStored,
     FromWorker,
     MemoryPlan,
     ModelFiles,
+    PlaceBlocks,
     PromptLogprobs,
     Shutdown,
     SlotInit,
     StepPlan,
     StepResult,
+    StoreBlocks,
+    StoredBlock,
     TokenLogprobs,
     ToWorker,
     WorkerInit,
@@ -70,6 +81,22 @@ def ints(data: bytes) -> list[int]:
     return values.tolist()
 
 
+@dataclass
+class FakeDisk:
+    """What outlives workers: blocks by key, with the tokens that stand for their contents."""
+
+    max_blocks: int = 1000
+    block_bytes: int = 1 << 20
+    seed: bytes = b"a salt of 16 b\0"
+    blocks: dict[bytes, tuple[StoredBlock, list[int]]] = field(default_factory=dict)
+    damaged: set[bytes] = field(default_factory=set)
+    write_error: str = ""
+    read_error: str = ""
+    hold: bool = False
+    """reads are not answered, until FakeWorker.release_reads"""
+    num_reads: int = 0
+
+
 class FakeWorker:
     """Implements mlxd.engine.executor.Executor."""
 
@@ -84,6 +111,7 @@ class FakeWorker:
         max_model_len: int = 128,
         folder: str = "",
         shares_prefixes: bool = True,
+        disk: FakeDisk | None = None,
     ) -> None:
         self.on_message = on_message
         self.on_exit = on_exit
@@ -92,6 +120,9 @@ class FakeWorker:
         self.max_model_len = min(max_model_len, (num_blocks - 1) * block_size)
         self.folder = folder
         self.shares_prefixes = shares_prefixes
+        self.disk = disk
+        self._fetched: dict[int, list[list[int]]] = {}
+        self._held_reads: list[FetchBlocks] = []
         self.plans: list[StepPlan] = []
         self.alive = True
         self.hold = False
@@ -111,6 +142,7 @@ class FakeWorker:
         self.send(WorkerInit(config={}))
 
     def send(self, message: ToWorker) -> None:
+        disk = self.disk
         match message:
             case WorkerInit():
                 self._later(ModelFiles(self.folder))
@@ -127,8 +159,14 @@ class FakeWorker:
                         attention="none",
                         dtype="none",
                         shares_prefixes=self.shares_prefixes,
+                        disk=DiskInfo(disk.max_blocks, disk.block_bytes, disk.seed) if disk else None,
                     )
                 )
+                if disk is not None:
+                    self._later(BlocksFound(tuple(block for block, _ in disk.blocks.values()), True))
+            case StoreBlocks() | FetchBlocks() | PlaceBlocks() | ForgetStored():
+                assert disk is not None, "there is no disk"
+                self._use(disk, message)
             case StepPlan():
                 self.plans.append(message)
                 self._launched.append(self._run(message))
@@ -140,6 +178,56 @@ class FakeWorker:
                 self._give(self._launched.popleft())
             case Shutdown():
                 self.alive = False
+
+    def _use(self, disk: FakeDisk, message: DiskRequest) -> None:
+        match message:
+            case StoreBlocks():
+                keys = tuple(block.key for block in message.blocks)
+                if disk.write_error:
+                    self._later(BlocksStored((), keys, {disk.write_error: 1}))
+                    return
+                for block, block_id in zip(message.blocks, message.block_ids, strict=True):
+                    held = [self._kv[block_id * self.block_size + n] for n in range(self.block_size)]
+                    assert held == ints(block.token_ids), "a block was stored under other tokens than its own"
+                    disk.blocks[block.key] = block, held
+                assert len(disk.blocks) <= disk.max_blocks, "the disk is too small for that"
+                self._later(BlocksStored(keys))
+            case FetchBlocks():
+                disk.num_reads += 1
+                self._held_reads.append(message)
+                if not disk.hold:
+                    self.release_reads()
+            case PlaceBlocks():
+                contents = self._fetched.pop(message.fetch_id)
+                for block_id, held in zip(message.block_ids, contents, strict=False):
+                    if block_id:
+                        for offset, token in enumerate(held):
+                            self._kv[block_id * self.block_size + offset] = token
+            case ForgetStored():
+                for key in message.keys:
+                    disk.blocks.pop(key, None)
+
+    def release_reads(self) -> None:
+        """Answer the reads held back so far."""
+        assert self.disk is not None
+        while self._held_reads:
+            self._fetch(self.disk, self._held_reads.pop(0))
+
+    def _fetch(self, disk: FakeDisk, message: FetchBlocks) -> None:
+        contents: list[list[int]] = []
+        errors = {disk.read_error: 1} if disk.read_error else {}
+        bad: tuple[bytes, ...] = ()
+        for wanted in message.blocks:
+            if disk.read_error or wanted.key in disk.damaged or wanted.key not in disk.blocks:
+                bad = (wanted.key,)
+                errors = errors or {"damaged": 1}
+                disk.blocks.pop(wanted.key, None)
+                break
+            block, held = disk.blocks[wanted.key]
+            assert block == wanted
+            contents.append(held)
+        self._fetched[message.fetch_id] = contents
+        self._later(BlocksFetched(message.fetch_id, len(contents), bad, errors))
 
     def kill(self) -> None:
         self.die()
