@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlxd.step import Heartbeat
+from mlxd.step import Heartbeat, WorkerFailure
 from tests.unit.api.stack import Stack, play
 
 GUIDE_STATUS: dict[str, Any] = {
@@ -121,3 +121,58 @@ def test_status_has_the_guides_names_and_types(model_folder: Path) -> None:
         stack.worker.release_held()
 
     play(scenario, model_folder, {"model": {"path": "org/model"}, "scheduler": {"max_num_seqs": 1}})
+
+
+def test_status_counts_what_happened(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        ask = {"prompt": [3, 4, 5], "max_tokens": 7, "ignore_eos": True}
+        for _ in range(2):
+            assert (await stack.ask("POST", "/v1/completions", ask)).status == 200
+        _, status = await get(stack, "/v1/status")
+        assert (status["total_requests_processed"], status["total_prompt_tokens"]) == (2, 6)
+        assert (status["total_completion_tokens"], status["requests"]) == (14, [])
+        assert status["steps_executed"] >= 14
+        # Two of the second prompt's three tokens were there.
+        assert status["cache"]["hit_rate"] == pytest.approx(2 / 6, abs=1e-4)
+
+    play(scenario, model_folder)
+
+
+def test_a_request_goes_through_the_guides_phases(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        async def requests() -> list[dict[str, Any]]:
+            return list((await get(stack, "/v1/status"))[1]["requests"])
+
+        stack.worker.hold = True
+        client, other = stack.connect(), stack.connect()
+        ask = {"prompt": list(range(2, 42)), "max_tokens": 50, "ignore_eos": True, "stream": True}
+        await client.send("POST", "/v1/completions", ask)
+        await other.send("POST", "/v1/completions", {**ask, "prompt": [3]})
+        assert [request["phase"] for request in await requests()] == ["prefill", "queued"]
+        stack.time += 0.5
+        stack.worker.release_held()
+        await stack.until(lambda: b'"text":"' in client.output)
+        stack.worker.hold = True
+        stack.time += 2.0
+        running, queued = await requests()
+        assert (running["phase"], running["ttft_s"]) == ("generation", 0.5)
+        num_tokens = running["generated_tokens"]
+        assert running["tokens_per_second"] == round((num_tokens - 1) / 2.0, 2)
+        assert running["progress"] == num_tokens / 50 and running["max_tokens"] == 50
+        assert (running["cache_hit_type"], running["cached_tokens"]) == ("miss", 0)
+        assert (queued["phase"], queued["queue_s"]) == ("queued", 2.5)
+        for connection in (client, other):
+            await connection.lose()
+        stack.worker.release_held()
+
+    play(scenario, model_folder, {"scheduler": {"max_num_seqs": 1, "max_num_batched_tokens": 16}})
+
+
+def test_a_worker_that_cannot_start_is_stopped(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        stack.worker.on_message(WorkerFailure("no such model", fatal=True))
+        stack.worker.die()
+        await stack.until(lambda: bool(stack.failures))
+        assert (await get(stack, "/v1/status"))[1]["status"] == "stopped"
+
+    play(scenario, model_folder)
