@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test quick check bench debug clean
+.PHONY: help install demo test quick check bench docs debug clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -51,6 +51,9 @@ bench: $(INSTALLED) ## the extensions' micro-benchmarks, the engine alone, and t
 	$(BIN)/python -m bench.micro.sse
 	$(BIN)/python -m bench.engine $(ARGS)
 	$(BIN)/python -m bench.front
+
+docs: $(INSTALLED) ## write the pages of docs/ that are made from other files
+	$(BIN)/python -m tests.documents
 
 # The stamp goes, so that the next target builds the optimised extensions again.
 debug: $(INSTALLED) ## build the extensions with checks and live-object counters, and test them

@@ -28,58 +28,81 @@ class ModelConfig(_Section, frozen=True):
     path: str | None = None
     """a Hugging Face id, a local folder, a .gguf file of a llama-family model, or demo:smollm2"""
     revision: str | None = None
+    """branch, tag or commit on the hub; null: the main branch"""
     served_names: tuple[str, ...] = ()
     """names beside the id and `default`; the first one is what responses carry"""
     owned_by: str = "vllm-mlx"
+    """`owned_by` of /v1/models, by which Olla and others recognise the backend"""
     max_model_len: PositiveInt | None = None
+    """tokens of prompt and answer together; null: the model's own limit. Lowered to what the cache holds"""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: the checkpoint's own on GPUs; float32, dequantised, on CPUs"""
     chat_template: str | None = None
     """a file that replaces the model's own template"""
     trust_remote_code: bool = False
+    """run Python code that comes with the model; only for models you trust"""
 
 
 class ServerConfig(_Section, frozen=True):
     """Sockets and HTTP limits."""
 
     host: str = "0.0.0.0"
+    """address to listen on; 0.0.0.0 is every IPv4 address"""
     port: Port = 8000
+    """0 takes a free one, which the log names"""
     unix_socket: str | None = None
     """a path; takes the place of host and port"""
     backlog: PositiveInt = 2048
+    """connections that the kernel holds until they are accepted"""
     header_timeout_seconds: Seconds = 20.0
+    """how long a client may take to send a request's headers"""
     body_timeout_seconds: Seconds = 60.0
+    """the same for its body"""
     keep_alive_seconds: Seconds = 75.0
+    """how long an idle connection is kept for the next request"""
     write_timeout_seconds: Seconds = 60.0
     """a client that takes no byte for this long is cut off"""
     shutdown_seconds: Annotated[float, Meta(ge=0)] = 30.0
     """how long running requests may go on after SIGTERM"""
     max_connections: PositiveInt = 4096
+    """more get a 503"""
     max_request_line_bytes: PositiveInt = 8192
+    """more is a 414"""
     max_header_count: PositiveInt = 100
+    """more is a 431"""
     max_header_bytes: PositiveInt = 65536
+    """of all headers together; more is a 431"""
     max_body_bytes: PositiveInt = 33554432
+    """more is a 413"""
     max_json_depth: PositiveInt = 64
+    """of nesting; more is a 400"""
     write_buffer_bytes: PositiveInt = 65536
     """unsent bytes of one connection above which its stream pauses"""
     max_pipelined_requests: PositiveInt = 16
+    """read ahead on one connection before reading pauses"""
     cors_origins: tuple[str, ...] = ()
     """`*` for any"""
     trusted_proxies: tuple[str, ...] = ()
     """addresses, networks (CIDR) or `unix`, whose X-Forwarded-For is believed"""
     metrics: bool = False
+    """Prometheus metrics on /metrics, which asks for no key"""
     web_page: bool = True
     """a page at `/` to chat with the model and watch the server; asks for a key where there are some"""
     access_log: bool = True
+    """one line a request"""
 
 
 class ApiKeyConfig(_Section, frozen=True):
     """One API key and what its holder may do. Exactly one of key, key_file and key_env is set."""
 
     name: str = "default"
+    """in logs and metrics"""
     key: str | None = None
+    """the key itself"""
     key_file: str | None = None
+    """a file that holds it"""
     key_env: str | None = None
+    """a variable of the environment that holds it"""
     rate_limit: NonNegativeInt | None = None
     """requests a minute; 0 = unlimited, None: limits.rate_limit"""
     token_rate_limit: NonNegativeInt | None = None
@@ -100,6 +123,7 @@ class LimitsConfig(_Section, frozen=True):
     """Who may ask, and how much."""
 
     api_keys: tuple[ApiKeyConfig, ...] = ()
+    """who may ask; none: everyone"""
     rate_limit: NonNegativeInt = 0
     """requests a minute for each key or, without keys, address; 0 = unlimited"""
     token_rate_limit: NonNegativeInt = 0
@@ -107,9 +131,13 @@ class LimitsConfig(_Section, frozen=True):
     max_tracked_clients: PositiveInt = 10000
     """addresses whose limits are remembered"""
     timeout_seconds: Seconds = 300.0
+    """of a request, from its arrival to its last token"""
     max_choices: PositiveInt = 128
+    """the largest `n` and `best_of`"""
     max_stop_strings: PositiveInt = 16
+    """of one request"""
     max_prompts: PositiveInt = 1024
+    """of one request"""
     max_prompt_logprobs: PositiveInt = 1000000
     """log-probabilities of prompt tokens in an answer, alternatives among them"""
 
@@ -118,8 +146,11 @@ class DefaultsConfig(_Section, frozen=True):
     """What a request gets where it says nothing. None: the model's generation_config, else 1.0."""
 
     max_tokens: PositiveInt = 32768
+    """to generate; cut to what the context leaves"""
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    """0 is greedy"""
     top_p: Fraction | None = None
+    """the nucleus"""
     stream_interval: PositiveInt = 1
     """tokens a stream chunk"""
 
@@ -130,7 +161,9 @@ class SchedulerConfig(_Section, frozen=True):
     continuous_batching: bool = True
     """false: one request at a time"""
     max_num_seqs: PositiveInt = 256
+    """sequences that run at once; others wait"""
     max_num_batched_tokens: PositiveInt = 2048
+    """tokens of one step, prompts and answers together"""
     max_step_ms: Seconds = 200.0
     """prefill chunks are cut so that a step with decode rows stays near this"""
     max_queue: PositiveInt = 1024
@@ -145,7 +178,9 @@ class CacheConfig(_Section, frozen=True):
     paged: bool = True
     """false: mlx-lm's contiguous caches"""
     block_size: Annotated[int, Meta(ge=1, le=256)] = 16
+    """tokens of a block"""
     memory_mb: PositiveInt | None = None
+    """MiB of KV"""
     memory_percent: Fraction = 0.20
     """of the device's memory; memory_mb wins"""
     num_blocks: Annotated[int, Meta(ge=2)] | None = None
@@ -182,6 +217,7 @@ class WorkerConfig(_Section, frozen=True):
     threads: NonNegativeInt = 0
     """BLAS threads on CPUs; 0 = one a core"""
     warmup: bool = True
+    """compile and run everything once before /health/ready says yes"""
 
 
 class ChatConfig(_Section, frozen=True):
@@ -201,6 +237,7 @@ class EmbeddingsConfig(_Section, frozen=True):
     model: str | None = None
     """a Hugging Face id, a local folder, or demo:minilm"""
     revision: str | None = None
+    """branch, tag or commit on the hub; null: the main branch"""
     served_names: tuple[str, ...] = ()
     """names beside the id and `default`; the first one is what responses carry"""
     max_model_len: PositiveInt | None = None
@@ -231,6 +268,7 @@ class McpConfig(_Section, frozen=True):
     max_turns: Annotated[int, Meta(ge=1, le=100)] = 8
     """answers of the model within one chat request, tools being run in between"""
     max_concurrent_calls: PositiveInt = 16
+    """of tools, over all requests; more wait"""
     timeout_seconds: Seconds = 60.0
     """of one tool call, where its server's entry has no `timeout`"""
     max_result_bytes: PositiveInt = 262_144
@@ -241,7 +279,9 @@ class LogConfig(_Section, frozen=True):
     """What is logged, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
+    """lines below it are left out"""
     format: Literal["text", "json"] = "text"
+    """text for people, json for machines; both to standard error"""
 
 
 class Config(_Section, frozen=True):
