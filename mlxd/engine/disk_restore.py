@@ -14,9 +14,9 @@ from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.request import Request
 from mlxd.step import BlocksFetched, DiskRequest, FetchBlocks, PlaceBlocks, StoredBlock
 
-FETCH_BYTES = 16 << 20
+FETCH_BYTES = 8 << 20
 """read in one piece, and put into the pool between two steps"""
-MAX_FETCHES = 2
+MAX_FETCHES = 4
 """pieces that are being read, or wait in memory for their place"""
 
 

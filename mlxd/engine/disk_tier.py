@@ -42,7 +42,7 @@ REST_SECONDS = 60.0
 """after a failure, before the disk is tried again"""
 FETCH_TIMEOUT_SECONDS = 10.0
 """after which a disk that says nothing is given up"""
-WRITE_FAULTS, READ_FAULTS = frozenset({"write", "full"}), frozenset({"read", "slow"})
+READ_FAULTS = frozenset({"read", "slow"})
 INT32_BYTES = 4
 
 

@@ -24,6 +24,9 @@ import numpy.typing as npt
 from mlxd.worker.attention import StepAttention
 from mlxd.worker.support import LayerShape
 
+MAX_SLICES = 4
+"""runs of blocks that are written one by one; more go by a scatter"""
+
 
 class KvPool:
     """Keys and values of all layers. `nbytes` is what it takes, `block_bytes` what a block does."""
@@ -66,11 +69,21 @@ class KvPool:
         return list(zip(arrays, arrays, strict=True))
 
     def write_blocks(self, block_ids: Sequence[int], payload: mx.array) -> None:
-        """Overwrite blocks in every layer with uint8 [n, block_bytes]."""
+        """Overwrite blocks in every layer with uint8 [n, block_bytes].
+
+        Where they lie in a few runs, as those of a pool not yet worn mostly do, by slices: on two CPU cores,
+        22 blocks of SmolLM2 in one run take 8 ms so, and by MLX's scatter 23 ms or more.
+        """
+        runs = consecutive_runs(block_ids)
         ids = mx.array(list(block_ids), dtype=mx.int32)
         for layer, (keys, values) in zip(self.layers, self.split_blocks(payload), strict=True):
-            layer.keys[ids] = keys
-            layer.values[ids] = values
+            if len(runs) > MAX_SLICES:
+                layer.keys[ids] = keys
+                layer.values[ids] = values
+                continue
+            for first, run in runs:
+                layer.keys[run.start : run.stop] = keys[first : first + len(run)]
+                layer.values[run.start : run.stop] = values[first : first + len(run)]
 
     def begin_step(
         self,
@@ -87,6 +100,15 @@ class KvPool:
         for layer in self.layers:
             layer.begin_step(attention, offset, new_blocks, *columns)
         return self.layers
+
+
+def consecutive_runs(block_ids: Sequence[int]) -> list[tuple[int, range]]:
+    """Blocks in runs of consecutive ids: where in `block_ids` each begins, and the ids."""
+    starts = [i for i, block_id in enumerate(block_ids) if i == 0 or block_ids[i - 1] + 1 != block_id]
+    return [
+        (start, range(block_ids[start], block_ids[start] + stop - start))
+        for start, stop in zip(starts, [*starts[1:], len(block_ids)], strict=True)
+    ]
 
 
 class LayerCache:

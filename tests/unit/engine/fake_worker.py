@@ -86,7 +86,7 @@ class FakeDisk:
     """What outlives workers: blocks by key, with the tokens that stand for their contents."""
 
     max_blocks: int = 1000
-    block_bytes: int = 1 << 20
+    block_bytes: int = 1 << 19
     seed: bytes = b"a salt of 16 b\0"
     blocks: dict[bytes, tuple[StoredBlock, list[int]]] = field(default_factory=dict)
     damaged: set[bytes] = field(default_factory=set)
