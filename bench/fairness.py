@@ -3,7 +3,8 @@
 It does not know how the server shares: it counts what `usage` says. Playback has no limit of its own but
 `scheduler.max_num_seqs` sequences at a pace, so the keys compete for those. One key asks with many
 connections for long answers, the other with few for short ones. Counted is what both are given between the
-moment when both queues have filled and the end, by /metrics.
+moment when both queues have filled and the end, by /metrics. The prefix cache is off: what it saves costs
+nobody's share, but /metrics counts it.
 
 `python -m bench.fairness [--weights 1:1] [--seconds 15]`
 """
@@ -46,6 +47,7 @@ def server_config(args: argparse.Namespace, weights: list[float]) -> dict[str, A
     return {
         "worker": {"backend": "playback", "playback_tokens_per_second": args.token_rate},
         "scheduler": {"max_num_seqs": args.sequences},
+        "cache": {"prefix_caching": False},
         "server": {"access_log": False, "metrics": True},
         "limits": {
             "api_keys": [
