@@ -25,6 +25,7 @@ class EventWriter:
 
     __slots__ = (
         "_after_call",
+        "_at_beginning",
         "_events",
         "_has_text",
         "_index",
@@ -33,16 +34,13 @@ class EventWriter:
         "_num_calls_left",
         "_pieces",
         "_space",
-        "after_space",
-        "at_line_start",
         "is_over",
     )
 
     def __init__(self, max_calls: int | None = None) -> None:
         self.is_over = False
         self._num_calls_left = max_calls
-        self.at_line_start = True
-        self.after_space = True
+        self._at_beginning = True  # of the text, or what counts as one
         self._events: list[Event] = []
         self._pieces: list[str] = []
         self._kind: type[TextDelta | ReasoningDelta | ToolCallDelta] = TextDelta  # of the pieces
@@ -52,32 +50,34 @@ class EventWriter:
         self._space: list[str] = []  # read, but not known yet to stand between prose and prose
         self._keeps_space = True
 
+    @property
+    def at_line_start(self) -> bool:
+        return self._at_beginning or any("\n" in space for space in self._space)
+
+    @property
+    def after_space(self) -> bool:
+        return self._at_beginning or bool(self._space)
+
     def text(self, text: str) -> None:
         """More prose. Never empty."""
         if self.is_over:
             return
-        body = text.strip(_SPACE)
-        if len(body) == len(text) and not self._space and self._kind is TextDelta:
-            self._pieces.append(text)
-            self.after_space = self.at_line_start = False
-            self._has_text = self._keeps_space = True
-            self._after_call = False
-            return
-        self._note_place(text, body)
-        start = text.index(body[0]) if body else len(text)
-        if self._keeps_space and start:
-            self._space.append(text[:start])
+        if self._after_call:
+            text = self._skip_space(text)
+        body = text.rstrip(_SPACE)
         if not body:
+            if text:
+                self._space.append(text)
             return
         self._switch(TextDelta)
-        if self._has_text or not self._after_call:
-            self._pieces += self._space
-        self._pieces.append(body)
-        end = start + len(body)
-        self._space = [text[end:]] if end < len(text) else []
-        self._keeps_space = True
-        self._after_call = False
+        self._at_beginning = False
         self._has_text = True
+        if self._space:
+            self._pieces += self._space
+            self._space = []
+        self._pieces.append(body)
+        if len(body) < len(text):
+            self._space.append(text[len(body) :])
 
     def reasoning(self, text: str) -> None:
         """More thinking, for formats whose frames name it. Never empty."""
@@ -95,7 +95,7 @@ class EventWriter:
         self._events.append(ToolCallStart(self._index, call_id, name))
         self._after_call = True
         self._keeps_space = not self._space
-        self.begin_line()
+        self._at_beginning = True
 
     def arguments(self, text: str) -> None:
         """More of the arguments of the call that began last."""
@@ -111,7 +111,7 @@ class EventWriter:
 
     def begin_line(self) -> None:
         """What comes next counts as the beginning of a line."""
-        self.at_line_start = self.after_space = True
+        self._at_beginning = True
 
     def close(self) -> None:
         """There will be no more: held whitespace is text, unless it stands next to a call."""
@@ -122,17 +122,22 @@ class EventWriter:
 
     def take(self) -> list[Event]:
         """The events since the last time."""
-        self._flush()
+        if self._pieces:
+            self._flush()
         events, self._events = self._events, []
         return events
 
-    def _note_place(self, text: str, body: str) -> None:
-        self.after_space = text[-1] in _SPACE
-        newline = text.rfind("\n")
-        if newline >= 0:
-            self.at_line_start = not text[newline + 1 :].strip(_SPACE)
-        elif body:
-            self.at_line_start = False
+    def _skip_space(self, text: str) -> str:
+        """Holds the whitespace after a call, where it may stand between prose; returns the prose, if any."""
+        body = text.lstrip(_SPACE)
+        if self._keeps_space and len(body) < len(text):
+            self._space.append(text[: len(text) - len(body)])
+        if body:
+            if not self._has_text:
+                self._space = []
+            self._after_call = False
+            self._keeps_space = True
+        return body
 
     def _switch(self, kind: type[TextDelta | ReasoningDelta | ToolCallDelta]) -> None:
         if kind is not self._kind:
@@ -140,8 +145,6 @@ class EventWriter:
             self._kind = kind
 
     def _flush(self) -> None:
-        if not self._pieces:
-            return
         text = "".join(self._pieces)
         self._pieces.clear()
         if not text:

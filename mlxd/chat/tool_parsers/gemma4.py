@@ -21,12 +21,13 @@ from mlxd.text.markers import MarkerScanner
 
 class _Dialect(NamedTuple):
     quote: str
+    quotes: MarkerScanner
     closer: str
 
 
 _DIALECTS = {
-    "<|tool_call>": _Dialect('<|"|>', "<tool_call|>"),
-    "<start_function_call>": _Dialect("<escape>", "<end_function_call>"),
+    "<|tool_call>": _Dialect('<|"|>', MarkerScanner(('<|"|>',)), "<tool_call|>"),
+    "<start_function_call>": _Dialect("<escape>", MarkerScanner(("<escape>",)), "<end_function_call>"),
 }
 _NAME = re.compile(r"[^{}<>\s]+")
 _BARE = re.compile(r"[^:,{}\[\]<>\"]+")
@@ -43,7 +44,7 @@ class Gemma4Format(ToolFormat):
 
     def read(self, opening: str) -> Reading[None]:
         source = self.source
-        quote, closer = _DIALECTS[opening]
+        dialect = _DIALECTS[opening]
         call = self.new_call()
         yield from source.expect("call:")
         name = yield from source.take(_NAME)
@@ -52,10 +53,11 @@ class Gemma4Format(ToolFormat):
         output = call.output
         yield from source.expect("{")
         output.open("{")
+        reader = _GemmaReader(source, output, dialect)
         separator = ""
         while (yield from source.skip_whitespace()) != "}":
-            reader = _GemmaReader(source, output, quote)
             key = yield from reader.take_key()
+            reader.types = ANY
             if tool is not None and (yield from source.skip_whitespace()) not in ("{", "["):
                 reader.types = argument_types(tool.parameters, key)
             output.hold(f'{separator}"{json_string_body(key)}": ')
@@ -66,7 +68,7 @@ class Gemma4Format(ToolFormat):
         source.position += 1
         output.close()
         call.end()
-        yield from source.accept(closer)
+        yield from source.accept(dialect.closer)
 
 
 class _GemmaReader(ValueReader):
@@ -74,11 +76,11 @@ class _GemmaReader(ValueReader):
 
     items = NUMBERS
 
-    def __init__(self, source: Source, output: JsonOutput, quote: str) -> None:
+    def __init__(self, source: Source, output: JsonOutput, dialect: _Dialect) -> None:
         super().__init__(source, output)
         self.types: Types = ANY
-        self._quote = quote
-        self._quotes = MarkerScanner((quote,))
+        self._quote = dialect.quote
+        self._quotes = dialect.quotes
 
     def read_key(self) -> Reading[None]:
         self.types = ANY

@@ -48,20 +48,21 @@ class Source:
 
     def push(self, text: str) -> bool:
         """More text; returns whether the reader must read on for it."""
-        run, self._run = self._run, None
-        position = self.position
         if self._record_start >= 0:
-            if position > self._record_start:
-                self._recorded.append(self.text[self._record_start : position])
+            if self.position > self._record_start:
+                self._recorded.append(self.text[self._record_start : self.position])
             self._record_start = 0
-        self.text = self.text[position:] + text if position < len(self.text) else text
-        if run is None or not run.fullmatch(text):
-            self.position = 0
-            return True
-        self.position = len(text)
-        self._write(text)
-        self._run = run
-        return False
+        run = self._run
+        if run is not None:
+            if run.fullmatch(text):
+                self.text = text
+                self.position = len(text)
+                self._write(text)
+                return False
+            self._run = None
+        self.text = self.text[self.position :] + text
+        self.position = 0
+        return True
 
     def wait(self, run: re.Pattern[str], write: Callable[[str], object]) -> None:
         """To be called right before a `yield`, all text being read: what matches `run` goes to `write` alone.
