@@ -5,6 +5,7 @@ It does not know any format; registry.py lists them.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
@@ -55,10 +56,14 @@ class ToolFormat(ABC):
     template_hints: ClassVar[tuple[str, ...]] = ()
     model_types: ClassVar[tuple[str, ...]] = ()
     scanner: ClassVar[MarkerScanner]
+    inside_word: ClassVar[re.Pattern[str]]
+    """What goes on a word of prose, and begins none of these texts but those of one character."""
 
     def __init_subclass__(cls) -> None:
         if hasattr(cls, "markers"):
-            cls.scanner = MarkerScanner(cls.markers + cls.openings)
+            texts = cls.markers + cls.openings
+            cls.scanner = MarkerScanner(texts)
+            cls.inside_word = _inside_word(texts)
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -71,6 +76,7 @@ class ToolFormat(ABC):
     def is_prose(self, opening: str) -> bool:
         """Whether it is plain already that no call begins here: a short cut past `read` for common texts.
 
+        Where it is so, openings of one character that follow without whitespace are prose too.
         `opening` has been read; of what follows, only what is in the buffer is known.
         """
         return False
@@ -143,11 +149,23 @@ class StreamingToolParser:
         yield from attempt(self._session, self._format.read_beginning())
         while opening := (yield from source.copy_until(self._format.scanner, events.text, is_prose=True)):
             if self._format.is_prose(opening):
-                events.text(opening)
+                events.text(opening + source.take_here(self._format.inside_word))
                 continue
             source.record(back=len(opening))
             yield from attempt(self._session, self._format.read(opening))
         events.close()
+
+
+def _inside_word(texts: Sequence[str]) -> re.Pattern[str]:
+    long = [text for text in texts if len(text) > 1]
+    first = {text[0] for text in long}
+    characters = rf"[^\s{re.escape(''.join(sorted(first)))}]++"
+    # A character that also begins a longer text must show by its neighbour that it does not.
+    shared = [
+        f"{re.escape(text)}(?=[^{re.escape(''.join(sorted(t[1] for t in long if t[0] == text)))}])"
+        for text in sorted(first.intersection(texts))
+    ]
+    return re.compile(f"(?>{'|'.join((characters, *shared))})*+")
 
 
 def attempt(session: Session, reading: Reading[None]) -> Reading[None]:

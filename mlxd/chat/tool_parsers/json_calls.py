@@ -14,7 +14,15 @@ from mlxd.chat.tool_parsers.base import ToolFormat
 from mlxd.chat.tool_parsers.call import Call
 from mlxd.chat.tool_parsers.json_output import JsonOutput
 from mlxd.chat.tool_parsers.source import Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import JsonReader, read_json_string, whole_value
+from mlxd.chat.tool_parsers.values import (
+    KEY,
+    KEY_BEGINNING,
+    STRING,
+    STRING_BEGINNING,
+    JsonReader,
+    read_json_string,
+    whole_value,
+)
 
 _ARGUMENTS = ("arguments", "parameters")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -89,11 +97,15 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, keys: set[
     source = tool_format.source
     yield from source.expect("{")
     while True:
-        pieces: list[str] = []
-        yield from source.expect('"')
-        yield from read_json_string(source, pieces.append)
-        key = "".join(pieces)
-        yield from source.expect(":")
+        yield from source.skip_whitespace()
+        if found := (yield from source.take_whole(KEY, KEY_BEGINNING)):
+            key = found[1 : found.rindex('"')]
+        else:
+            pieces: list[str] = []
+            yield from source.expect('"')
+            yield from read_json_string(source, pieces.append)
+            key = "".join(pieces)
+            yield from source.expect(":")
         character = yield from source.skip_whitespace()
         if key == "function" and character == "{" and key not in keys:
             keys.add(key)
@@ -116,6 +128,9 @@ def _read_members(tool_format: ToolFormat, call: Call, is_bare: bool, keys: set[
 
 def read_string(source: Source) -> Reading[str]:
     """Reads a JSON string; returns what it says."""
+    yield from source.skip_whitespace()
+    if whole := (yield from source.take_whole(STRING, STRING_BEGINNING)):
+        return whole[1:-1]
     yield from source.expect('"')
     pieces: list[str] = []
     yield from read_json_string(source, pieces.append)

@@ -12,15 +12,24 @@ from collections.abc import Callable
 from mlxd.chat.tool_parsers.call import Call
 from mlxd.chat.tool_parsers.json_output import json_string_body
 from mlxd.chat.tool_parsers.source import WHITESPACE, Malformed, Reading, Source
-from mlxd.chat.tool_parsers.values import BEFORE_ITEM, COMMA, NUMBER, SPACE, WORD, ValueReader, value_pattern
+from mlxd.chat.tool_parsers.values import (
+    COMMA,
+    NUMBER,
+    SPACE,
+    WORD,
+    ValueReader,
+    openers_pattern,
+    value_pattern,
+)
 
 NAME = re.compile(r"[\w.-]+")
 WORDS = {"True": "true", "False": "false", "None": "null", "true": "true", "false": "false", "null": "null"}
 # What is easily translated: strings without escapes, and what is made of such.
 _STRING = r"""(?>'[^'"\\\x00-\x1f]*'(?!')|"[^"\\\x00-\x1f]*"(?!"))"""
 _SCALAR = rf"{NUMBER.pattern}|True|False|None|{_STRING}"
-_VALUE = value_pattern(1, _SCALAR, rf"{_STRING}{SPACE}:{SPACE}")
-_TRANSLATED = re.compile(r"""'(?P<string>[^']*)'|"[^"]*"|True|False|None""")
+_KEY = rf"{_STRING}{SPACE}:{SPACE}"
+_VALUE = value_pattern(1, _SCALAR, _KEY)
+_TRANSLATED = re.compile(r"""'(?P<string>[^']*)'|"[^"]*"|True|False|None|\(""")
 _ARGUMENT = re.compile(rf"([A-Za-z_][A-Za-z0-9_]*+){SPACE}=({SPACE}{_VALUE}){SPACE}(?:,{SPACE}|(?=\)))")
 _ARGUMENTS = re.compile(rf"(?>{_ARGUMENT.pattern})++")
 
@@ -39,7 +48,7 @@ class PythonReader(ValueReader):
     brackets = "{[("
     items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
     whole = re.compile(_VALUE)
-    openers = re.compile(rf"(?>[\[(]{BEFORE_ITEM}){{2,}}+")
+    openers = openers_pattern(r"[\[(]", _KEY)
 
     def translate(self, values: str) -> str:
         return _TRANSLATED.sub(_translated, values)
@@ -143,9 +152,11 @@ def _read_escape(source: Source) -> Reading[str]:
 
 
 def _translated(found: re.Match[str]) -> str:
-    """The JSON of a string or word of Python."""
+    """The JSON of a string, a word or a tuple's bracket of Python."""
     string = found["string"]
-    return WORDS.get(found[0], found[0]) if string is None else f'"{string}"'
+    if string is not None:
+        return f'"{string}"'
+    return "[" if found[0] == "(" else WORDS.get(found[0], found[0])
 
 
 def _scalar(word: str) -> str:

@@ -16,6 +16,8 @@ _T = TypeVar("_T")
 Reading = Generator[None, None, _T]
 """A reader at work; its return value is what it has read."""
 
+MAX_WHOLE = 64
+"""Characters that are waited for to be read at once; the bound keeps reading linear."""
 WHITESPACE = re.compile(r"[ \t\r\n]+")
 
 
@@ -105,10 +107,21 @@ class Source:
             yield
         return self.text[self.position]
 
+    def take_here(self, run: re.Pattern[str]) -> str:
+        """Reads what matches `run` of the text that is there; it may be nothing."""
+        found = run.match(self.text, self.position)
+        if not found:
+            return ""
+        self.position = found.end()
+        return found[0]
+
     def take(self, run: re.Pattern[str]) -> Reading[str]:
         """Reads on for as long as characters match `run`, a pattern of one character class repeated."""
         found = run.match(self.text, self.position)
-        if found and found.end() < len(self.text):
+        if found is None:
+            if self.position < len(self.text):
+                return ""
+        elif found.end() < len(self.text):
             self.position = found.end()
             return found[0]
         pieces: list[str] = []
@@ -121,6 +134,20 @@ class Source:
             self.wait(run, pieces.append)
             yield
             found = run.match(self.text, self.position)
+
+    def take_whole(self, whole: re.Pattern[str], beginning: re.Pattern[str]) -> Reading[str]:
+        """Reads what matches `whole`; "", and nothing read, where that does not stand here, or is too long.
+
+        `beginning` is what all beginnings of it match: while no more than that is there, it is waited for.
+        """
+        while True:
+            text, position = self.text, self.position
+            if found := whole.match(text, position):
+                self.position = found.end()
+                return found[0]
+            if self.closed or len(text) - position > MAX_WHOLE or not beginning.fullmatch(text, position):
+                return ""
+            yield
 
     def skip_whitespace(self) -> Reading[str]:
         """Reads over whitespace; returns the next character, "" at the end."""

@@ -21,6 +21,10 @@ SPACE = r"[ \t\r\n]*+"
 COMMA = rf"{SPACE},{SPACE}"
 _SPACES = " \t\r\n"
 _KEY = rf'"{_STRING_BODY}"{SPACE}:{SPACE}'
+KEY = re.compile(rf'"[^"\\\x00-\x1f]*+"{SPACE}:')
+KEY_BEGINNING = re.compile(rf'"(?:[^"\\\x00-\x1f]*+(?:"{SPACE})?)')
+STRING = re.compile(r'"[^"\\\x00-\x1f\ud800-\udfff]*+"')
+STRING_BEGINNING = re.compile(r'"[^"\\\x00-\x1f]*+')
 
 
 def value_pattern(depth: int, scalar: str, key: str) -> str:
@@ -47,8 +51,12 @@ NUMBERS = re.compile(rf"{SPACE}(?>{_NUMBER}{COMMA})++")
 _ESCAPE_BEGINNING = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?")
 _CONTROL = {chr(code): f"\\u{code:04x}" for code in range(32)} | {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 _CLOSERS = {"{": "}", "[": "]", "(": ")"}
-_OPENING = re.compile(rf"[\[(]|\{{{SPACE}{_KEY}")
-BEFORE_ITEM = rf"{SPACE}(?=[^\])\s])"
+_BRACKETS = re.compile(r"""([\[({])|"(?:[^"\\]|\\.)*+"|'[^']*'""")
+
+
+def openers_pattern(brackets: str, key: str) -> re.Pattern[str]:
+    """A pattern for two openings or more: of arrays, and of objects each with the first key."""
+    return re.compile(rf"(?>{brackets}{SPACE}(?=[^\])\s])|\{{{SPACE}{key}){{2,}}+")
 
 
 class ValueReader(ABC):
@@ -63,8 +71,8 @@ class ValueReader(ABC):
     """Whole items, or members, each with a comma, that `translate` understands: a short cut for many."""
     whole: ClassVar[re.Pattern[str] | None] = None
     """A whole array or object that it understands: a short cut for the usual."""
-    openers: ClassVar[re.Pattern[str]] = re.compile(rf"(?>\[{BEFORE_ITEM}){{2,}}+")
-    """Openings of arrays and objects (these with a key), after which a value comes: against deep nesting."""
+    openers: ClassVar[re.Pattern[str]] = openers_pattern(r"\[", "(?!)")
+    """Openings after which a value comes, for `translate`: against deep nesting."""
 
     def __init__(self, source: Source, output: JsonOutput) -> None:
         self.source = source
@@ -143,7 +151,7 @@ class ValueReader(ABC):
         return True
 
     def translate(self, values: str) -> str:
-        """The JSON of what `whole`, `items` or `members` matched."""
+        """The JSON of what `whole`, `items`, `members` or `openers` matched."""
         return values
 
     def _open_many(self) -> list[str]:
@@ -153,9 +161,10 @@ class ValueReader(ABC):
         if not found:
             return []
         source.position = found.end()
-        brackets = [opening[0] for opening in _OPENING.findall(found[0])]
-        text = found[0].replace("(", "[") if "(" in self.brackets else found[0]
-        self.output.open_all(text, ["{" if bracket == "{" else "[" for bracket in brackets])
+        brackets = [bracket for bracket in _BRACKETS.findall(found[0]) if bracket]
+        self.output.open_all(
+            self.translate(found[0]), ["{" if bracket == "{" else "[" for bracket in brackets]
+        )
         return brackets
 
     def _copy_run(self, run: re.Pattern[str] | None, separator: str) -> str:
@@ -184,7 +193,7 @@ class ValueReader(ABC):
         """Reads over whitespace, which it keeps in `_space`; returns the next character, "" at the end."""
         source = self.source
         self._space = yield from source.take(WHITESPACE)
-        return (yield from source.peek())
+        return source.text[source.position : source.position + 1]
 
 
 class JsonReader(ValueReader):
@@ -193,9 +202,12 @@ class JsonReader(ValueReader):
     items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
     members = re.compile(rf"{SPACE}(?>{_KEY}{_VALUE}{COMMA})++")
     whole = re.compile(_VALUE)
-    openers = re.compile(rf"(?>\[{BEFORE_ITEM}|\{{{SPACE}{_KEY}){{2,}}+")
+    openers = openers_pattern(r"\[", _KEY)
 
     def read_key(self) -> Reading[None]:
+        if key := (yield from self.source.take_whole(KEY, KEY_BEGINNING)):
+            self.output.hold(key)
+            return
         yield from self.source.expect('"')
         pieces: list[str] = []
         yield from read_json_string(self.source, pieces.append)
