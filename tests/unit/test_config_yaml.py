@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from mlxd.cli.settings import KEY_TYPES, load
 from mlxd.cli.yaml_file import MAX_FILE_BYTES, read_yaml
 from mlxd.config import Config
 from mlxd.errors import ConfigError
+from tests.unit.api.test_metrics import KINDS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -129,6 +131,30 @@ def test_launchd_plist() -> None:
     assert job["ProgramArguments"][1:] == ["-c", "/usr/local/etc/mlxd/production.yaml"]
     production = load(CONFIGS / "production.yaml", {}, {})
     assert job["ExitTimeOut"] > production.server.shutdown_seconds
+
+
+def test_nginx_fits_production_yaml() -> None:
+    """What it lets through is for mlxd to refuse, in words; what it does not, are the metrics."""
+    text = (CONFIGS / "nginx.conf").read_text()
+    assert text.count("{") == text.count("}")
+    directives = dict(re.findall(r"^\s*(\w+) (.+);$", text, re.MULTILINE))
+    production = load(CONFIGS / "production.yaml", {}, {})
+    assert directives["server"] == f"{production.server.host}:{production.server.port}"
+    megabytes = int(directives["client_max_body_size"].removesuffix("m"))
+    assert megabytes * 2**20 > production.server.max_body_bytes
+    assert float(directives["proxy_read_timeout"].removesuffix("s")) > production.limits.timeout_seconds
+    assert directives["proxy_buffering"] == "off" and production.server.trusted_proxies == ("127.0.0.1",)
+    assert re.search(r"location = /metrics \{\s*return 404;", text) and production.server.metrics
+
+
+def test_prometheus_scrapes_production_yaml_and_its_rules_name_real_metrics() -> None:
+    scrape = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
+    production = load(CONFIGS / "production.yaml", {}, {})
+    [job] = scrape["scrape_configs"]
+    assert job["static_configs"] == [{"targets": [f"127.0.0.1:{production.server.port}"]}]
+    rules = yaml.safe_load((CONFIGS / scrape["rule_files"][0]).read_text())["groups"][0]["rules"]
+    names = {name for rule in rules for name in re.findall(r"mlxd_\w+", rule["expr"])}
+    assert {name.removesuffix("_bucket") for name in names} <= set(KINDS)
 
 
 def test_comments_of_server_yaml_name_the_allowed_words() -> None:
