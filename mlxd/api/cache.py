@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from mlxd.api.http import HTTPRequest
 from mlxd.api.mcp import unless_gone
-from mlxd.api.services import Services
+from mlxd.api.openai.schema import CacheSalt
+from mlxd.api.services import Services, of_caller
 from mlxd.api.tokenize import PromptFields, encode_prompt
 from mlxd.engine.pins import Pin
 from mlxd.engine.request import GenerationRequest
@@ -24,11 +25,13 @@ MAX_TTL_SECONDS = 30 * 86400.0
 class PinRequest(PromptFields, kw_only=True):
     """POST /v1/cache/pins: a `prompt`, or `messages` (by default without what invites an answer).
 
-    A pin of the same `id` is replaced; without one it gets an id.
+    A pin of the same `id` is replaced; without one it gets an id. `cache_salt` is that of the requests
+    which are to find it.
     """
 
     id: Annotated[str, Meta(pattern="^[A-Za-z0-9._:-]{1,128}$")] | None = None
     ttl_seconds: Annotated[float, Meta(gt=0, le=MAX_TTL_SECONDS)] | None = None
+    cache_salt: CacheSalt | None = None
 
 
 async def cache_stats(request: HTTPRequest, services: Services) -> None:
@@ -56,17 +59,12 @@ async def create_pin(request: HTTPRequest, services: Services) -> None:
     caller = request.caller
     caller.account.check_tokens(len(token_ids))
     prompt = GenerationRequest(
-        request_id="",
-        prompt_token_ids=token_ids,
-        max_tokens=0,
-        client=caller.client,
-        weight=caller.weight,
-        priority=caller.priority,
-        cache_salt=caller.cache_salt,
+        request_id="", prompt_token_ids=token_ids, max_tokens=0, cache_salt=fields.cache_salt or ""
     )
     ttl = fields.ttl_seconds or DEFAULT_TTL_SECONDS
     pins = services.engine.pins
-    pin = await unless_gone(request, pins.pin(fields.id or f"pin-{services.new_id()}", prompt, ttl))
+    pin_id = fields.id or f"pin-{services.new_id()}"
+    pin = await unless_gone(request, pins.pin(pin_id, of_caller(prompt, caller), ttl))
     caller.account.take_tokens(len(token_ids))
     await request.respond_json(200, _pin(pin, services))
 

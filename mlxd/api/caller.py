@@ -34,4 +34,9 @@ class Caller:
         return self.address if self.name is None else self.name
 
 
+def joined_salt(of_key: str, of_request: str) -> str:
+    """Both count, so a request cannot choose its way out of its key's; and "a", "bc" is not "ab", "c"."""
+    return f"{len(of_key)} {of_key}{of_request}" if of_key or of_request else ""
+
+
 NOBODY = Caller()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from mlxd.api.body import BodyDecoder
-from mlxd.api.caller import Caller
+from mlxd.api.caller import Caller, joined_salt
 from mlxd.api.generation import ActiveGenerations, Generation
 from mlxd.api.http import HTTPRequest
 from mlxd.api.served_model import ServedModel
@@ -73,25 +73,21 @@ class Services:
                 "priority: 0 is the most urgent that this key allows; higher values run later",
                 param="priority",
             )
-        stream = self.engine.submit([_of_caller(sequence, caller) for sequence in sequences])
+        stream = self.engine.submit([of_caller(sequence, caller) for sequence in sequences])
         caller.account.take_tokens(num_prompt_tokens)
         request.access["prompt_tokens"] = request.access.get("prompt_tokens", 0) + num_prompt_tokens
         return Generation(response_id, stream, request, self.active)
 
 
-def _of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest:
+def of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest:
+    """The same, as the caller's: with its share, and its salt besides the request's own."""
     return msgspec.structs.replace(
         sequence,
         client=caller.client,
         weight=caller.weight,
-        cache_salt=_joined_salt(caller.cache_salt, sequence.cache_salt),
+        cache_salt=joined_salt(caller.cache_salt, sequence.cache_salt),
         priority=sequence.priority + caller.priority,
     )
-
-
-def _joined_salt(of_key: str, of_request: str) -> str:
-    """Both count, so a request cannot choose its way out of its key's; and "a", "bc" is not "ab", "c"."""
-    return f"{len(of_key)} {of_key}{of_request}" if of_key or of_request else ""
 
 
 Handler = Callable[[HTTPRequest, Services], Awaitable[None]]

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import msgspec
 
+from mlxd.api.caller import joined_salt
 from mlxd.api.served_model import ServedModel
 from mlxd.api.tokenize import PromptFields, encode_prompt
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
-from mlxd.errors import ConfigError, MlxdError
+from mlxd.errors import ConfigError, MlxdError, NotReadyError
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +91,22 @@ async def warm(prompts: Sequence[WarmPrompt], engine: Engine, model: ServedModel
         try:
             token_ids = await encode_prompt(prompt, model)
             request = GenerationRequest(
-                request_id=f"warm-{number}",
+                request_id=f"warm.{number}",
                 prompt_token_ids=token_ids,
                 max_tokens=0,
                 priority=PRIORITY,
-                cache_salt=prompt.cache_salt,
+                cache_salt=joined_salt(prompt.cache_salt, ""),
             )
-            async for outputs in engine.submit([request]):
-                for output in outputs:
-                    if output.error is not None:
-                        raise output.error
+            stream = engine.submit([request])
+            try:
+                async for outputs in stream:
+                    for output in outputs:
+                        if output.error is not None:
+                            raise output.error
+            finally:
+                stream.cancel()  # one that still waits when this is begun anew
+        except NotReadyError:
+            break  # it is begun anew once the worker is ready again
         except MlxdError as error:
             logger.warning("warm prompt %d: %s", number, error)
         else:

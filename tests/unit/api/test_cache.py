@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from pathlib import Path
@@ -100,6 +101,33 @@ def test_pins(words: Path) -> None:
     play(scenario, words, {"limits": {"api_keys": KEYS}}, **BLOCKS)
 
 
+def test_pins_are_found_under_the_salts_of_key_and_request(words: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        two = {"authorization": "Bearer k3"}
+        body = {"prompt": PROMPT, "ttl_seconds": 60}
+        await ask(stack, "POST", "/v1/cache/pins", body, **two)
+        assert await cached(stack, **two) >= 20
+        other = {"prompt": f"t9 {PROMPT}", "max_tokens": 1, "cache_salt": "mine"}
+        await ask(stack, "POST", "/v1/cache/pins", {**other, "id": "a"}, **two)
+        answer = await ask(stack, "POST", "/v1/completions", other, **two)
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] >= 20
+
+    config = {"limits": {"api_keys": KEYS}, "cache": {"max_pinned_percent": 0.9}}
+    play(scenario, words, config, **BLOCKS)
+
+
+def test_warm_prompts_are_found_by_the_key_of_their_salt(words: Path, tmp_path: Path) -> None:
+    path = tmp_path / "warm.jsonl"
+    path.write_text(json.dumps({"prompt": PROMPT, "cache_salt": "s"}))
+
+    async def scenario(stack: Stack) -> None:
+        await stack.until(lambda: stack.engine.cache_status()["entries"] >= 5)
+        assert await cached(stack, authorization="Bearer k2") == 0
+        assert await cached(stack, authorization="Bearer k3") >= 20
+
+    play(scenario, words, {"limits": {"api_keys": KEYS}, "cache": {"warm_prompts": str(path)}}, **BLOCKS)
+
+
 @pytest.mark.parametrize(
     ("body", "param", "problem"),
     [
@@ -135,6 +163,30 @@ def test_warm_prompts_are_there_before_the_first_request(words: Path, tmp_path: 
         assert await cached(stack) >= 20
 
     play(scenario, words, {"cache": {"warm_prompts": str(path)}}, **BLOCKS)
+
+
+def test_a_warm_prompt_that_waits_when_the_worker_dies_is_computed_once(words: Path, tmp_path: Path) -> None:
+    path = tmp_path / "warm.jsonl"
+    prompts = [f"t{n + 2} {PROMPT}" for n in range(20)]
+    path.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in prompts))
+
+    def waiting(stack: Stack) -> list[str]:
+        scheduler = stack.engine.scheduler
+        return [] if scheduler is None else [request.request_id for request in scheduler.waiting]
+
+    async def scenario(stack: Stack) -> None:
+        body = {"prompt": "t9", "max_tokens": 40, "ignore_eos": True}
+        asked = asyncio.create_task(stack.ask("POST", "/v1/completions", body))
+        await stack.until(lambda: any(name.startswith("warm") for name in waiting(stack)))
+        stack.worker.die()
+        assert (await asked).status == 503
+        await stack.until(lambda: len(stack.workers) == 2 and stack.engine.stats.num_requests >= 21)
+        await stack.until(lambda: stack.engine.requests() == [])
+        admitted = [init.request_id for plan in stack.worker.plans for init in plan.admit]
+        assert len(admitted) == len(set(admitted)) == 20
+
+    settings = {"cache": {"warm_prompts": str(path)}, "scheduler": {"max_num_seqs": 1}}
+    play(scenario, words, settings, **BLOCKS)
 
 
 @pytest.mark.parametrize(
