@@ -28,7 +28,8 @@ MB = 1e6
 @dataclass(slots=True, eq=False)
 class Pin:
     """`num_tokens` are held now: none while they are computed, for the first time or after a new worker's
-    start. `num_blocks` count against the quota from the beginning. `expires_at` is of the engine's clock."""
+    start. `num_blocks` count against the quota from the beginning, one at the least, so that the quota bounds
+    how many pins there are. `expires_at` is of the engine's clock."""
 
     pin_id: str
     prompt: GenerationRequest
@@ -65,7 +66,7 @@ class PinBoard:
         pin = Pin(
             pin_id,
             prompt,
-            num_blocks=len(prompt.prompt_token_ids) // self._kv().block_size,
+            num_blocks=max(1, len(prompt.prompt_token_ids) // self._kv().block_size),
             expires_at=self._engine.now() + ttl_seconds,
         )
         self._check_quota(pin)
@@ -101,7 +102,9 @@ class PinBoard:
         return True
 
     def on_worker_lost(self) -> None:
-        """What was held is gone, with the pool."""
+        """What was held is gone, with the pool; what was to be restored is restored by the next worker."""
+        for task in self._tasks:
+            task.cancel()
         for pin in self._pins.values():
             pin.block_ids, pin.num_tokens = [], 0
 
@@ -191,4 +194,4 @@ def _num_blocks(pins: Iterable[Pin]) -> int:
 
 
 def _numbered(prompt: GenerationRequest, number: int) -> GenerationRequest:
-    return msgspec.structs.replace(prompt, request_id=f"pin-{number}")
+    return msgspec.structs.replace(prompt, request_id=f"pin.{number}")

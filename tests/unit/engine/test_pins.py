@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlxd.config import CacheConfig
+from mlxd.config import CacheConfig, SchedulerConfig
+from mlxd.engine import supervisor
 from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError, NotFoundError
 from tests.unit.engine.fake_worker import generate
@@ -150,6 +151,44 @@ def test_a_pin_is_restored_by_the_next_worker(harness: Any) -> None:
         assert await answer(h, PROMPT) == 20
 
     play(harness, scenario)
+
+
+def test_a_pin_is_held_once_though_another_worker_dies_before_it_is_restored(
+    harness: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+
+    async def scenario(h: Any) -> None:
+        pin = await h.engine.pins.pin("a", wish(), 60)
+        asked = [
+            asyncio.create_task(collect(h.engine.submit([ask(f"r{n}", [n], 40, ignore_eos=True)])))
+            for n in (2, 3)
+        ]
+
+        def restoring() -> bool:
+            scheduler = h.engine.scheduler
+            names = [] if scheduler is None else [request.request_id for request in scheduler.waiting]
+            return len(h.workers) == 2 and any(name.startswith("pin") for name in names)
+
+        await h.until(lambda: any(request.slot >= 0 for request in h.engine.requests()))
+        h.worker.die()
+        await h.until(restoring)
+        h.worker.die()
+        await asyncio.gather(*asked)
+        await h.until(lambda: len(h.workers) == 3 and pin.num_tokens == 20 and h.engine.requests() == [])
+        h.engine.pins.unpin("a", "me")
+        assert h.engine.cache_status()["pinned_blocks"] == 0
+
+    play(harness, scenario, scheduler=SchedulerConfig(max_num_seqs=1))
+
+
+def test_the_quota_bounds_how_many_pins_there_are(harness: Any) -> None:
+    async def scenario(h: Any) -> None:
+        await h.engine.pins.pin("a", wish([5] * 2), 60)
+        with pytest.raises(InvalidRequestError, match="2 of 16 blocks would be pinned"):
+            await h.engine.pins.pin("b", wish([6] * 2), 60)
+
+    play(harness, scenario, cache=CacheConfig(max_pinned_percent=0.1))
 
 
 def test_a_client_that_leaves_leaves_no_pin(harness: Any) -> None:
