@@ -63,6 +63,10 @@ async def rerank(request: HTTPRequest, services: Services) -> None:
     else:
         inputs = await model.encode([fields.query], model.prompt(None, "query"), max_tokens=max_tokens)
         inputs += await model.encode(texts, model.prompt(None, "document"), max_tokens=max_tokens)
+    for place, item in enumerate(inputs):
+        if not item.token_ids:  # not every tokenizer adds some of its own
+            param = "documents" if place else "query"
+            raise InvalidRequestError(f"{param}: an empty text has no tokens to score", param=param)
     response_id = f"rerank-{services.new_id()}"
     vectors, num_tokens = await compute(request, services, response_id, inputs)
     scores = vectors[:, 0].tolist() if info.is_cross_encoder else cosines(vectors)

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import math
+import shutil
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -380,6 +381,32 @@ def test_reranking_with_a_cross_encoder(folder: Path) -> None:
         assert refused.status_code == 400 and "/v1/rerank" in refused.json()["error"]["message"]
 
     play(folder, script, cross=True)
+
+
+@pytest.mark.parametrize("cross", [False, True])
+@pytest.mark.parametrize(
+    ("query", "document", "param"), [("", "", "query"), ("", "a", "query"), ("a", " ", "documents")]
+)
+def test_texts_without_tokens_never_reach_the_worker(
+    folder: Path, tmp_path: Path, cross: bool, query: str, document: str, param: str
+) -> None:
+    """Of a tokenizer that adds no tokens of its own, as many decoders' do not."""
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare)
+    tokenizer = json.loads((bare / "tokenizer.json").read_text())
+    (bare / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+    prompts = {"prompts": {"query": "", "document": ""}, "default_prompt_name": None}
+    (bare / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+
+    async def script(server: Server, http: httpx.AsyncClient) -> None:
+        body = {"query": query, "documents": [document]}
+        response = await http.post("/v1/rerank", json=body)
+        is_refused = not (query or document.strip()) or not cross
+        assert (response.status_code == 400) == is_refused, response.text
+        assert not is_refused or response.json()["error"]["param"] == param
+        assert all(min(struct.unpack(f"<{len(b.lengths) // 4}i", b.lengths)) for b in server.worker.batches)
+
+    play(bare, script, cross=cross)
 
 
 @pytest.mark.parametrize(
