@@ -85,8 +85,12 @@ def _read_entry(where: str, entry: dict[str, Any], hub: McpHub) -> tuple[dict[st
     label = entry.get("server_label")
     if not isinstance(label, str):
         raise _invalid(f"{where}.server_label", "missing")
-    if entry.get("server_url") is not None or entry.get("connector_id") is not None:
-        raise _invalid(f"{where}.server_url", "this server reaches only the MCP servers of its configuration")
+    for name in ("server_url", "connector_id", "authorization", "headers"):
+        if entry.get(name) not in (None, {}):
+            raise _invalid(
+                f"{where}.{name}",
+                "this server reaches only the MCP servers of its configuration, as that says",
+            )
     if all(connection.spec.name != label for connection in hub.connections):
         raise _invalid(f"{where}.server_label", f"there is no MCP server {label[:100]!r}")
     connection = hub.connection(label)

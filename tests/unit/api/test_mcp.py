@@ -351,6 +351,8 @@ def test_what_the_tool_complains_of_reaches_the_model() -> None:
         ({"tools": [{"type": "mcp"}]}, "tools[0].server_label"),
         ({"tools": [{"type": "mcp", "server_label": "x"}]}, "tools[0].server_label"),
         ({"tools": [{**SUMS, "server_url": "http://h"}]}, "tools[0].server_url"),
+        ({"tools": [{**SUMS, "authorization": "secret"}]}, "tools[0].authorization"),
+        ({"tools": [{**SUMS, "headers": {"x-key": "secret"}}]}, "tools[0].headers"),
         ({"tools": [{**SUMS, "allowed_tools": "add"}]}, "tools[0].allowed_tools"),
         ({"tools": [{**SUMS, "allowed_tools": ["mul"]}]}, "tools[0].allowed_tools"),
         ({"tools": [{**SUMS, "require_approval": "maybe"}]}, "tools[0].require_approval"),
