@@ -5,12 +5,15 @@ It does not know HTTP; what it keeps of a prompt is what its report does.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from dataclasses import dataclass
 
 from mlxd.engine.prefix_report import PrefixReport
 
 MAX_ENDED = 512
+
+_CHOICES = re.compile("(-[0-9]+)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +48,8 @@ class RequestLog:
 
 
 def is_of(key: str, request_id: str) -> bool:
-    """Whether a sequence's id `key` is that of request `request_id` or of one of its choices."""
-    return key == request_id or key.startswith(request_id + "-")
+    """Whether a sequence's id `key` is that of request `request_id` or of one of its choices.
+
+    Only numbers make a choice's id of a request's: `chatcmpl` is not every chat's.
+    """
+    return key.startswith(request_id) and _CHOICES.fullmatch(key, len(request_id)) is not None

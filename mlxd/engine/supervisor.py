@@ -183,11 +183,15 @@ class WorkerSupervisor(Generic[Ready, Result]):
     def _on_exit(self, code: int) -> None:
         words = self._last_words
         reason = words.message if words else f"the worker process ended with {_describe_exit(code)}"
+        self._go_on(reason, is_fatal=words is not None and words.fatal)
+
+    def _go_on(self, reason: str, *, is_fatal: bool) -> None:
+        """Without the worker: a new one is started, unless that has been tried too often."""
         now = self._clock()
         while self._restarts and now - self._restarts[0] > RESTART_WINDOW_SECONDS:
             self._restarts.popleft()
         self._executor = None
-        if (words and words.fatal) or len(self._restarts) >= self._config.worker.max_restarts:
+        if is_fatal or len(self._restarts) >= self._config.worker.max_restarts:
             self.state = WorkerState.FAILED
             self.failure = reason
             logger.error("worker failed for good: %s", reason)
@@ -203,7 +207,10 @@ class WorkerSupervisor(Generic[Ready, Result]):
 
     async def _respawn(self, delay: float) -> None:
         await asyncio.sleep(delay)
-        await self._spawn()
+        try:
+            await self._spawn()
+        except OSError as error:  # no process, file or memory is left for it now
+            self._go_on(f"the worker could not be started: {error.strerror}", is_fatal=False)
 
     def _arm_check(self) -> None:
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from mlxd.api.app import App, create_app
 from mlxd.config import Config
 from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
+from mlxd.engine.request_log import is_of
 from mlxd.engine.stream import OutputStream
 from mlxd.errors import ContextLengthExceeded, MlxdError
 from mlxd.step import MemoryPlan, TokenLogprobs, WorkerReady
@@ -231,7 +232,7 @@ class FakeEngine:
         found = [
             key
             for key, (_, _, request) in self._open.items()
-            if (key == request_id or key.startswith(request_id + "-")) and client in (None, request.client)
+            if is_of(key, request_id) and client in (None, request.client)
         ]
         for key in found:
             self._abort(key, None)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mlxd.config import SchedulerConfig
+from mlxd.engine import supervisor
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
 from mlxd.engine.stream import BACKLOG_TOKENS, OutputStream
 from mlxd.errors import (
@@ -21,7 +22,7 @@ from mlxd.errors import (
     WorkerError,
 )
 from mlxd.step import SamplingParams, WorkerFailure
-from tests.unit.engine.fake_worker import EOS, generate
+from tests.unit.engine.fake_worker import EOS, FakeWorker, generate
 
 Harness = Callable[..., Any]
 
@@ -274,6 +275,43 @@ def test_cancel_frees_blocks_before_the_next_plan(harness: Harness) -> None:
             assert len(out.token_ids) == 40
             released = [slot for plan in h.worker.plans[num_plans:] for slot in plan.release]
             assert len(released) >= 1
+
+    run(main())
+
+
+def test_the_beginning_of_an_id_is_no_id(harness: Harness) -> None:
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("chat-1f-0", [3] * 4, 90, ignore_eos=True)])
+            await anext(aiter(stream))
+            for name in ("chat", "chat-1", "cha", "chat-1f-", "chat-1f-00"):
+                assert not h.engine.abort(name) and h.engine.describe_sequences(name) == []
+            assert h.engine.abort("chat-1f")
+            await collect(stream)
+            assert h.engine.describe_sequences("chat") == []
+            assert len(h.engine.describe_sequences("chat-1f")) == 1
+
+    run(main())
+
+
+def test_a_worker_that_cannot_be_started_is_tried_again(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+    start, errors = FakeWorker.start, [BlockingIOError(11, "Resource temporarily unavailable")]
+
+    async def start_later(self: FakeWorker) -> None:
+        if errors:
+            raise errors.pop()
+        await start(self)
+
+    async def main() -> None:
+        async with harness() as h:
+            monkeypatch.setattr(FakeWorker, "start", start_later)
+            h.worker.die()
+            await h.until(lambda: len(h.workers) == 3)
+            await h.until(h.is_ready)
+            assert h.engine.health() == (True, "ok")
 
     run(main())
 
