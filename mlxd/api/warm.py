@@ -97,14 +97,7 @@ async def warm(prompts: Sequence[WarmPrompt], engine: Engine, model: ServedModel
                 priority=PRIORITY,
                 cache_salt=joined_salt(prompt.cache_salt, ""),
             )
-            stream = engine.submit([request])
-            try:
-                async for outputs in stream:
-                    for output in outputs:
-                        if output.error is not None:
-                            raise output.error
-            finally:
-                stream.cancel()  # one that still waits when this is begun anew
+            await engine.submit([request]).drain()
         except NotReadyError:
             break  # it is begun anew once the worker is ready again
         except MlxdError as error:

@@ -131,14 +131,7 @@ class PinBoard:
     async def _compute(self, pin: Pin) -> None:
         engine, prompt = self._engine, pin.prompt
         self._num_computed += 1
-        stream = engine.submit([_numbered(prompt, self._num_computed)])
-        try:
-            async for outputs in stream:
-                for output in outputs:
-                    if output.error is not None:
-                        raise output.error
-        finally:
-            stream.cancel()
+        await engine.submit([_numbered(prompt, self._num_computed)]).drain()
         if self._pins.get((prompt.client, pin.pin_id)) is not pin or engine.scheduler is None:
             return
         kv = self._kv()

@@ -116,6 +116,19 @@ class OutputStream:
         if self._num_open:
             self._on_cancel(self)
 
+    async def drain(self) -> None:
+        """Read it to its end, where outputs do not matter; what still runs when this is left is aborted.
+
+        Raises the error that a request ended with.
+        """
+        try:
+            async for outputs in self:
+                for output in outputs:
+                    if output.error is not None:
+                        raise output.error
+        finally:
+            self.cancel()
+
     def __aiter__(self) -> OutputStream:
         return self
 
