@@ -164,7 +164,11 @@ class KvManager:
         num_blocks = -(-request.num_tokens // self.block_size)
         missing = num_blocks - len(match.block_ids) - adopted
         num_matched = len(match.block_ids) * self.block_size + match.num_common
-        if self.num_available_blocks < missing + headroom:
+        copies = match.num_common > 0 and not adopted
+        # A plan's copies have no order: what one reads must not be what another writes. Sources are the last
+        # that would be evicted.
+        untouched = len(self._copies) if copies else 0
+        if self.num_available_blocks < missing + headroom + untouched:
             num_returned = num_matched if adopted else num_matched - match.num_common
             index.release(slot, self._tokens(request), num_returned)
             return False
@@ -173,7 +177,7 @@ class KvManager:
         self._make_room(missing)
         if not self.tables.reserve(slot, request.num_tokens):
             raise AssertionError(f"{self.pool.num_free} blocks are free, but {missing} were refused")
-        if match.num_common and not adopted:
+        if copies:
             self._copies.append((match.nearest, self.tables.block_ids(slot)[len(match.block_ids)]))
         self._free_slots.pop()
         request.slot = slot

@@ -245,3 +245,17 @@ def test_finishing_with_an_error_forgets_and_otherwise_keeps() -> None:
         scheduler.finish(request, status, 0.0)
         assert (scheduler.kv.num_cached_blocks == 0) == (status is RequestStatus.FINISHED_ERROR)
         scheduler.check_integrity()
+
+
+def test_no_block_is_read_by_one_copy_and_written_by_another() -> None:
+    """The kernel copies a plan's blocks side by side."""
+    kv = make_kv(12)
+    compute(kv, make_request("p", [2, 3, 4, 5, 6, 7, 8, 9, 10]))
+    compute(kv, make_request("q", [12, 13, 14, 15, 16, 17, 18, 19, 20]))
+    assert admit(kv, make_request("a", [2, 3, 4, 5, 6, 7, 40, 41, 42]))
+    # It needs all blocks but one, so that which the other request copies would be given to it.
+    long = make_request("b", [12, 13, 14, 15, 16, 17, *range(30, 50)])
+    assert not admit(kv, long, headroom=1)
+    assert len(kv.take_copies()) == 1
+    assert admit(kv, long, headroom=1)
+    assert len(kv.take_copies()) == 1
