@@ -501,8 +501,7 @@ class Engine:
             self._send_to_disk(scheduler)
             if step is None:
                 # What waits with nobody running waits for blocks, which only pins can hold then.
-                starves = not self._in_flight and not scheduler.running and scheduler.num_unfinished
-                if starves and self.pins.give_way():
+                if not self._in_flight and scheduler.starves and self.pins.give_way():
                     continue
                 break
             self._in_flight.append(step)

@@ -94,6 +94,13 @@ class Scheduler:
     def num_unfinished(self) -> int:
         return len(self.waiting) + len(self.running)
 
+    @property
+    def starves(self) -> bool:
+        """Whether requests wait for blocks that no other request will give back: none runs, or waits for the
+        disk."""
+        is_reading = self.disk is not None and self.disk.num_restoring
+        return len(self.waiting) > 0 and not self.running and not is_reading
+
     def add(self, request: Request) -> None:
         """Queue a new request. Whether it can ever fit was checked at submission."""
         self.waiting.push(request)

@@ -123,6 +123,24 @@ def test_others_run_while_the_disk_takes_its_time(harness: Harness) -> None:
     run(main())
 
 
+def test_pins_do_not_give_way_to_who_waits_for_the_disk(harness: Harness) -> None:
+    async def main() -> None:
+        disk = FakeDisk()
+        async with harness(disk=disk) as h:
+            await answer(h, "a", PROMPT)
+            await restart(h)
+            pin = await h.engine.pins.pin("mine", ask("", [60] * 12, 0, client="me"), 60)
+            disk.hold = True
+            waiting = asyncio.ensure_future(answer(h, "b", PROMPT))
+            await h.until(lambda: status(h)["restoring_requests"] == 1)
+            assert h.engine.pins.of("me") == [pin] and pin.num_tokens == 12
+            h.worker.release_reads()
+            assert (await waiting).num_cached_tokens == 40
+            assert h.engine.pins.of("me") == [pin]
+
+    run(main())
+
+
 def test_who_leaves_frees_what_was_read_for_it(harness: Harness) -> None:
     async def main() -> None:
         disk = FakeDisk()
