@@ -85,18 +85,24 @@ def tests_of(path: Path) -> frozenset[str]:
     return frozenset(name for name in names if name.rpartition("::")[2].startswith("test_"))
 
 
+def summary(documents: tuple[Document, ...]) -> str:
+    """How many rows have which status, for the page and the README."""
+    counts = Counter(row.status for row in rows(documents))
+    return (
+        f"{counts['works']} of {counts.total()} rows work as written, {counts['differs']} are answered "
+        f"otherwise for the reason given, {counts['proxy']} are Olla's own duty, and each names its tests"
+    )
+
+
 def page(documents: tuple[Document, ...]) -> str:
     """docs/conformance.md."""
-    counts = Counter(row.status for row in rows(documents))
     lines = [
         "# Row by row",
         "",
         "<!-- Written from conformance.yaml: make docs -->",
         "",
-        f"Every row of the two documents that mlxd answers to: {counts['works']} work as written, "
-        f"{counts['differs']} are answered otherwise for the reason given, {counts['proxy']} are the duty of "
-        "the proxy. Each names tests that show it, and CI fails when a row has none "
-        "(tests/unit/test_documents.py).",
+        f"Every row of the two documents that mlxd answers to: {summary(documents)}. CI fails when "
+        "a row has no test (tests/unit/test_documents.py).",
     ]
     for document in documents:
         lines += ["", f"## {document.document}"]

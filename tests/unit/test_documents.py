@@ -61,6 +61,11 @@ def test_generated_pages_are_current() -> None:
     assert configuration.PAGE.read_text() == configuration.page()
 
 
+def test_the_readme_counts_the_rows() -> None:
+    readme = (conformance.ROOT / "README.md").read_text()
+    assert conformance.summary(conformance.load()) in " ".join(readme.split())
+
+
 def test_every_key_is_explained() -> None:
     assert configuration.undocumented() == []
 
