@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
@@ -27,6 +28,8 @@ REFRESH_SECONDS = 30.0
 REFRESH_TIMEOUT_SECONDS = 15.0
 MAX_TOOLS = 1024
 MAX_PAGES = 100
+_CALLABLE_NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
+"""What a chat takes as a tool's name: one other would have every chat refused that is offered it."""
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 30.0
 STABLE_SECONDS = 10.0
@@ -80,6 +83,8 @@ class McpConnection:
         self._max_result_bytes = max_result_bytes
         self._clock = clock
         self._sleep = sleep
+        self._hidden: set[str] = set()
+        """names that the log has been told of"""
         self._client: Any = None
         self._lost = asyncio.Event()
         self._first_try = asyncio.Event()
@@ -177,12 +182,19 @@ class McpConnection:
             page = await client.list_tools(cursor=cursor)
             for tool in page.tools:
                 if (allowed is None or tool.name in allowed) and len(tools) < MAX_TOOLS:
-                    tools[tool.name] = McpTool(
+                    found = McpTool(
                         server=self.spec.name,
                         name=tool.name,
                         description=tool.description or "",
                         parameters=tool.input_schema,
                     )
+                    if _CALLABLE_NAME.fullmatch(found.full_name):
+                        tools[tool.name] = found
+                    elif len(self._hidden) < MAX_TOOLS and tool.name not in self._hidden:
+                        self._hidden.add(tool.name)
+                        logger.warning(
+                            "MCP server %s: %.200r is no name for a tool", self.spec.name, tool.name
+                        )
             cursor = page.next_cursor
             if cursor is None:
                 break

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.chat import tools as chat_tools
 from mlxd.errors import McpError
 from mlxd.mcp import connection as module
 from mlxd.mcp.connection import McpConnection, State, describe
@@ -65,6 +66,22 @@ def test_tools_of_all_pages_and_a_call() -> None:
 
     play(server, scenario)
     assert (server.num_opened, server.num_closed) == (1, 1)
+
+
+def test_tools_that_no_chat_can_call_are_hidden(caplog: pytest.LogCaptureFixture) -> None:
+    server = FakeServer(pages=[["add", "añadir", "x" * 125, "y" * 126, "two words"]])
+
+    async def scenario(connection: McpConnection, pauses: list[float]) -> None:
+        assert list(connection.tools) == ["add", "x" * 125]  # 128 characters with the server's name
+        chat_tools.read_tools(
+            [{"type": "function", "function": {"name": t.full_name}} for t in connection.tools.values()]
+        )
+        server.on_lost()
+        while server.num_listed < 2:
+            await asyncio.sleep(0)
+        assert caplog.text.count("is no name for a tool") == 3
+
+    play(server, scenario)
 
 
 def test_only_allowed_tools() -> None:
