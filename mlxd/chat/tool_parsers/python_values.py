@@ -47,7 +47,7 @@ class PythonReader(ValueReader):
 
     brackets = "{[("
     items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
-    whole = re.compile(_VALUE)
+    whole = re.compile(rf"{_VALUE}(?:(?<=[\]}}])|(?=[\s,)\]}}]))")
     openers = openers_pattern(r"[\[(]", _KEY)
 
     def translate(self, values: str) -> str:

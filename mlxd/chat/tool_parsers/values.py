@@ -20,6 +20,7 @@ _STRING_BODY = r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'
 SPACE = r"[ \t\r\n]*+"
 COMMA = rf"{SPACE},{SPACE}"
 _SPACES = " \t\r\n"
+_SPACE_CHARACTERS = tuple(_SPACES)
 _KEY = rf'"{_STRING_BODY}"{SPACE}:{SPACE}'
 KEY = re.compile(rf'"[^"\\\x00-\x1f]*+"{SPACE}:')
 KEY_BEGINNING = re.compile(rf'"(?:[^"\\\x00-\x1f]*+(?:"{SPACE})?)')
@@ -55,8 +56,9 @@ _BRACKETS = re.compile(r"""([\[({])|"(?:[^"\\]|\\.)*+"|'[^']*'""")
 
 
 def openers_pattern(brackets: str, key: str) -> re.Pattern[str]:
-    """A pattern for two openings or more: of arrays, and of objects each with the first key."""
-    return re.compile(rf"(?>{brackets}{SPACE}(?=[^\])\s])|\{{{SPACE}{key}){{2,}}+")
+    """A pattern for openings: of arrays, empty or not, and of objects with the key of another opening."""
+    array = rf"{brackets}(?:{SPACE}(?=[^\])\s]))?+"
+    return re.compile(rf"(?>{array}|\{{{SPACE}{key}(?=[\[{{(]))++")
 
 
 class ValueReader(ABC):
@@ -70,9 +72,9 @@ class ValueReader(ABC):
     members: ClassVar[re.Pattern[str] | None] = None
     """Whole items, or members, each with a comma, that `translate` understands: a short cut for many."""
     whole: ClassVar[re.Pattern[str] | None] = None
-    """A whole array or object that it understands: a short cut for the usual."""
+    """A whole value that it understands, up to where it is sure to have ended: a short cut for the usual."""
     openers: ClassVar[re.Pattern[str]] = openers_pattern(r"\[", "(?!)")
-    """Openings after which a value comes, for `translate`: against deep nesting."""
+    """Openings one in the other, for `translate`: against deep nesting."""
 
     def __init__(self, source: Source, output: JsonOutput) -> None:
         self.source = source
@@ -95,18 +97,20 @@ class ValueReader(ABC):
             character = self._here() or (yield from self._next())
             output.hold(self._space)
             separator: str | None
-            if not character or character not in self.brackets:
-                yield from self.read_scalar(character)
+            if self._copy_whole():
                 separator = None
-            elif self._copy_whole():
+            elif not character or character not in self.brackets:
+                yield from self.read_scalar(character)
                 separator = None
             elif opened := self._open_many():
                 closers += map(_CLOSERS.__getitem__, opened)
-                continue
+                if source.text[source.position - 1] not in "[(":
+                    continue  # a value comes
+                separator = ""
             else:
                 source.position += 1
-                output.open("{" if character == "{" else "[")
-                closers.append(_CLOSERS[character])
+                output.open("{")
+                closers.append("}")
                 separator = ""
             while closers:
                 closer = closers[-1]
@@ -141,7 +145,7 @@ class ValueReader(ABC):
                 return
 
     def _copy_whole(self) -> bool:
-        """Copies an array or object if all of it is there, and not too deep for a pattern."""
+        """Copies a value if all of it is there, and not too deep for a pattern."""
         source = self.source
         found = self.whole.match(source.text, source.position) if self.whole else None
         if not found:
@@ -155,16 +159,15 @@ class ValueReader(ABC):
         return values
 
     def _open_many(self) -> list[str]:
-        """Opens several arrays and objects at once; returns their brackets."""
+        """Opens the arrays, and objects that begin with one, that begin here; returns their brackets."""
         source = self.source
         found = self.openers.match(source.text, source.position)
         if not found:
             return []
         source.position = found.end()
-        brackets = [bracket for bracket in _BRACKETS.findall(found[0]) if bracket]
-        self.output.open_all(
-            self.translate(found[0]), ["{" if bracket == "{" else "[" for bracket in brackets]
-        )
+        text = found[0]
+        brackets = [text] if len(text) == 1 else [found for found in _BRACKETS.findall(text) if found]
+        self.output.open_all(self.translate(text), ["{" if bracket == "{" else "[" for bracket in brackets])
         return brackets
 
     def _copy_run(self, run: re.Pattern[str] | None, separator: str) -> str:
@@ -192,7 +195,11 @@ class ValueReader(ABC):
     def _next(self) -> Reading[str]:
         """Reads over whitespace, which it keeps in `_space`; returns the next character, "" at the end."""
         source = self.source
-        self._space = yield from source.take(WHITESPACE)
+        while source.position >= len(source.text) and not source.closed:
+            yield
+        self._space = ""
+        if source.text.startswith(_SPACE_CHARACTERS, source.position):
+            self._space = yield from source.take(WHITESPACE)
         return source.text[source.position : source.position + 1]
 
 
@@ -201,7 +208,7 @@ class JsonReader(ValueReader):
 
     items = re.compile(rf"{SPACE}(?>{_VALUE}{COMMA})++")
     members = re.compile(rf"{SPACE}(?>{_KEY}{_VALUE}{COMMA})++")
-    whole = re.compile(_VALUE)
+    whole = re.compile(rf'{_VALUE}(?:(?<=[\]}}"])|(?=[\s,\]}}]))')
     openers = openers_pattern(r"\[", _KEY)
 
     def read_key(self) -> Reading[None]:
