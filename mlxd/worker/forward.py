@@ -16,6 +16,9 @@ from mlxd.worker.attention import StepAttention
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import RowSelection
+from mlxd.worker.warmup import WarmStep
+
+WARM_CHUNK = 8
 
 
 class Forward(Protocol):
@@ -25,6 +28,9 @@ class Forward(Protocol):
 
     def fallback(self) -> Forward | None:
         """The next best way for the same model and pool, for when this one is wrong; None: there is none."""
+
+    def warm_steps(self, max_num_seqs: int, max_model_len: int) -> list[WarmStep]:
+        """Steps after which no kind of step is new to this forward."""
 
     def release(self, slot: int) -> None:
         """Forget what the slot's request left outside the blocks."""
@@ -61,6 +67,9 @@ class PagedForward:
         if self.name == "gather":
             return SlotForward(self._model)
         return PagedForward(self._model, self._selection, self._pool, "gather")
+
+    def warm_steps(self, max_num_seqs: int, max_model_len: int) -> list[WarmStep]:
+        return usual_warm_steps(max_num_seqs)
 
     def release(self, slot: int) -> None:
         """Blocks are the front's; nothing else is kept."""
@@ -103,6 +112,10 @@ class SlotForward:
 
     def fallback(self) -> None:
         """There is none."""
+
+    def warm_steps(self, max_num_seqs: int, max_model_len: int) -> list[WarmStep]:
+        # A row's first step makes its caches, so a chunk for each row comes before decode rows.
+        return usual_warm_steps(max_num_seqs)[:1]
 
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)
@@ -152,6 +165,12 @@ class SlotForward:
         """tokens [T] -> logits [1, vocab_size] of the last"""
         output: mx.array = self._model(tokens[None], cache=self._caches[slot])
         return output[:, -1]
+
+
+def usual_warm_steps(max_num_seqs: int) -> list[WarmStep]:
+    """A chunk, one decode row, and as many as there can be."""
+    rows = sorted({1, max_num_seqs})
+    return [WarmStep(0, chunks=((WARM_CHUNK, WARM_CHUNK),)), *(WarmStep(count) for count in rows)]
 
 
 def _arrays(state: Any) -> list[mx.array]:

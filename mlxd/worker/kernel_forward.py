@@ -15,18 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxd.step import NULL_BLOCK
-from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows, step_rows
+from mlxd.worker.attention.kernel import QUERY_STEP, KernelLayer, Order, StepRows, step_rows
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import PagedForward
 from mlxd.worker.fusing import FusedAttention, FusedPair, Tap, fuse_attention, fuse_mlp
 from mlxd.worker.kernels.paged import PagedKernels, Rows
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import RowSelection
+from mlxd.worker.warmup import WarmStep
 
 ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-"""then multiples of 64"""
+ROW_STEP = 64
+"""More rows come in multiples of this."""
 MIN_TABLE = 1024
-MIN_CONTEXT = 1024
+ROW_TABLE = 64
+"""Tables have room for this many blocks a row, or four times as many, and so on."""
 
 DecodeStep = Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
 
@@ -43,7 +46,8 @@ class KernelForward:
         self._model = model
         self._selection = selection
         self._pool = pool
-        self._pad = kernels.dialect == "cuda"
+        self._kernels = kernels
+        self._num_kv_heads = min(layer.keys.shape[1] for layer in pool.layers)
         modules = getattr(model, "layers", [])
         fusions: list[FusedAttention | None] = [None] * len(pool.layers)
         self._pairs: list[FusedPair] = []
@@ -61,6 +65,24 @@ class KernelForward:
     def fallback(self) -> PagedForward:
         """The same model and pool, by gathering."""
         return PagedForward(self._model, self._selection, self._pool, "gather")
+
+    def warm_steps(self, max_num_seqs: int, max_model_len: int) -> list[WarmStep]:
+        """Every number of rows in the shortest and the longest context, then chunks of each kind.
+
+        Graphs for the contexts between are made when they come: the kernels are there by then.
+        """
+        last = _at_least(max_num_seqs, ROW_BUCKETS, ROW_STEP)
+        counts = [count for count in _row_buckets(last) if count <= max_num_seqs]
+        steps = [
+            WarmStep(count, context, greedy=count not in (1, max_num_seqs))
+            for count in sorted({*counts, max_num_seqs})
+            for context in sorted({1, max_model_len})
+        ]
+        long = min(2 * QUERY_STEP, max_model_len)
+        chunks = (4, 4), (long, long), (QUERY_STEP, long)
+        kinds = tuple((length, context) for length, context in chunks if length <= context)[:max_num_seqs]
+        room = max_num_seqs - len(kinds)
+        return steps + [WarmStep(rows, chunks=kinds) for rows in sorted({0, min(1, room), room})]
 
     def release(self, slot: int) -> None:
         """Blocks are the front's; nothing else is kept."""
@@ -89,7 +111,8 @@ class KernelForward:
 
     def __call__(self, batch: StepBatch, last_tokens: mx.array) -> tuple[mx.array | None, list[mx.array]]:
         if not batch.chunks:
-            packed, num_rows, max_context = pack_decode(batch, self._pool.block_size, len(last_tokens) - 1)
+            packed, num_rows = pack_decode(batch, self._pool.block_size, len(last_tokens) - 1)
+            max_context = self._context_class(num_rows, int(batch.context_lens.max()))
             step = self._compiled.get((num_rows, max_context))
             if step is None:
                 step = self._compiled[num_rows, max_context] = self._compile(num_rows, max_context)
@@ -97,7 +120,7 @@ class KernelForward:
             return logits[: batch.num_decode_rows], [self._after]
         decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
         tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])
-        rows = step_rows(batch, self._pool.block_size, pad=self._pad, dtype=self._dtype)
+        rows = step_rows(batch, self._pool.block_size, pad=self._kernels.dialect == "cuda", dtype=self._dtype)
         wanted = mx.array(batch.logit_tokens) if len(batch.logit_tokens) else None
         self._selection.select(wanted)
         try:
@@ -109,6 +132,9 @@ class KernelForward:
         if wanted is None:
             return None, [output[:1], self._after]
         return (output if selected else output[wanted]).squeeze(1), [self._after]
+
+    def _context_class(self, num_rows: int, max_context: int) -> int:
+        return self._kernels.context_class(num_rows, self._num_kv_heads, max_context)
 
     def _run(self, tokens: mx.array, rows: StepRows, after: mx.array) -> tuple[mx.array, mx.array]:
         """tokens [N] -> the model's output [n, 1, vocab_size], and what comes after all its kernels."""
@@ -145,20 +171,20 @@ class KernelForward:
         return compiled
 
 
-def pack_decode(
-    batch: StepBatch, block_size: int, scratch_slot: int
-) -> tuple[npt.NDArray[np.int32], int, int]:
+def pack_decode(batch: StepBatch, block_size: int, scratch_slot: int) -> tuple[npt.NDArray[np.int32], int]:
     """What a step of decode rows needs, in one array: int32 context_lens, table_starts, positions and slots,
-    each [R], then the tables, one after another; also R and an upper bound of the context, both rounded up.
+    each [R], then the tables, one after another; and R, rounded up.
 
     Table 0 is NULL_BLOCK's, for the rows that fill up.
     """
     num_rows = batch.num_decode_rows
-    padded = _at_least(num_rows, ROW_BUCKETS, 64)
+    padded = _at_least(num_rows, ROW_BUCKETS, ROW_STEP)
     widths = -(-batch.context_lens // block_size)
     inside = np.arange(batch.block_tables.shape[1]) < widths[:, None]
     tables = batch.block_tables[inside]
-    capacity = max(MIN_TABLE, 1 << len(tables).bit_length())
+    capacity = max(MIN_TABLE, padded * ROW_TABLE)
+    while capacity <= len(tables):
+        capacity *= 4
     packed = np.zeros(4 * padded + capacity, dtype=np.int32)
     context_lens, starts, positions, slots = packed[: 4 * padded].reshape(4, padded)
     context_lens[:num_rows], context_lens[num_rows:] = batch.context_lens, 1
@@ -167,8 +193,14 @@ def pack_decode(
     slots[:num_rows], slots[num_rows:] = batch.slots, scratch_slot
     packed[4 * padded] = NULL_BLOCK
     packed[4 * padded + 1 : 4 * padded + 1 + len(tables)] = tables
-    longest = int(batch.context_lens.max())
-    return packed, padded, max(MIN_CONTEXT, 1 << (longest - 1).bit_length())
+    return packed, padded
+
+
+def _row_buckets(last: int) -> list[int]:
+    """All up to `last`, which is one."""
+    return [count for count in ROW_BUCKETS if count <= last] + list(
+        range(ROW_BUCKETS[-1] + ROW_STEP, last + 1, ROW_STEP)
+    )
 
 
 def _at_least(count: int, buckets: Sequence[int], step: int) -> int:

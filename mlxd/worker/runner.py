@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
-from mlxd.step import NULL_BLOCK, SamplingParams, SlotInit, StepPlan, StepResult
+from mlxd.step import StepPlan, StepResult
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import Forward, PagedForward, SlotForward
 from mlxd.worker.grammar import Grammars
@@ -215,38 +215,19 @@ class Runner:
         if self._newest is None or self._newest.finished:
             mx.eval(self._forward.read_blocks(block_ids[:1]))
 
-    def warmup(self) -> None:
+    def warmup(self, max_model_len: int = 1) -> None:
         """Run one step of each kind, so that first requests find kernels compiled and memory mapped.
 
-        Rows write to NULL_BLOCK alone. Only for a runner that has no request yet.
+        `max_model_len`: the longest context that a row may have. Rows write to NULL_BLOCK alone. Only for a
+        runner that has no request yet.
         """
-        for num_decode_rows in sorted({0, 1, self._max_num_seqs}):
-            self._warm_step(num_decode_rows)
+        for step in self._forward.warm_steps(self._max_num_seqs, max_model_len):
+            plan = step.plan(self._block_size)
+            self.launch(plan).result()
+            for init in plan.admit:
+                self._release(init.slot)
         with contextlib.suppress(ValueError):  # the requests that need it will say so
             self._grammars.load()
-
-    def _warm_step(self, num_decode_rows: int) -> None:
-        """Admit, and either prefill slot 0 or decode the first slots with every way of sampling."""
-        ways = (SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_k=20, top_p=0.9))
-        count = max(num_decode_rows, 1)
-        query_lens = np.full(count, 1 if num_decode_rows else min(8, self._block_size), dtype=np.int32)
-        num_tokens = int(query_lens.sum())
-        plan = StepPlan(
-            step_id=0,
-            num_decode_rows=num_decode_rows,
-            slots=np.arange(count, dtype=np.int32).tobytes(),
-            query_lens=query_lens.tobytes(),
-            context_lens=query_lens.tobytes(),
-            sample=bytes([1] * count),
-            token_ids=np.zeros(num_tokens - num_decode_rows, dtype=np.int32).tobytes(),
-            slot_mapping=np.full(num_tokens, NULL_BLOCK, dtype=np.int32).tobytes(),
-            block_tables=np.full(count, NULL_BLOCK, dtype=np.int32).tobytes(),
-            block_table_width=1,
-            admit=tuple(SlotInit(slot, "warmup", 1, ways[slot % len(ways)]) for slot in range(count)),
-        )
-        self.launch(plan).result()
-        for slot in range(count):
-            self._release(slot)
 
     def self_check(self) -> list[str]:
         """Compare a short prompt's logits with those of mlx-lm's own cache, and fall back where they differ.

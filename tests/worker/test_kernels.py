@@ -22,7 +22,7 @@ from mlxd.worker.kernels.source import (
     vector_elements,
     write_source,
 )
-from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
+from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile, context_class
 from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, make_fused_case, relative_error
 from tests.worker.metal_shim import shim
 
@@ -350,3 +350,14 @@ def test_splits_fill_the_device_and_no_more() -> None:
     assert choose_splits(1, 8, 512, 132) == 1
     assert choose_splits(1, 8, 100, 132) == 1
     assert choose_splits(0, 8, 0, 10) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 2, 12, 32, 128])
+@pytest.mark.parametrize("groups", [8, 24])
+def test_context_classes_are_few_and_split_alike(rows: int, groups: int) -> None:
+    """Also for layers of more thread groups than the one that the class was made for."""
+    contexts = range(1, 70_000, 97)
+    classes = {context: context_class(rows, 8, context, 132) for context in contexts}
+    assert len(set(classes.values())) <= 7
+    for context, stands_for_it in classes.items():
+        assert choose_splits(rows, groups, context, 132) == choose_splits(rows, groups, stands_for_it, 132)

@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlxd.worker.kernels import source
 from mlxd.worker.kernels.source import REGISTERS, Dialect, Fusion, KernelSource
-from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile
+from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile, context_class
 from mlxd.worker.platform import Device, gpu_cores
 
 MOVER_THREADS = 128
@@ -151,6 +151,10 @@ class PagedKernels:
         if num_rows * groups * splits < 2 * self._num_cores:
             tile = self._tile(shape, MANY_SIMDGROUPS)
         return splits, tile
+
+    def context_class(self, num_rows: int, num_kv_heads: int, max_context: int) -> int:
+        """A max_context under which these rows run as under the one given; there are few of them."""
+        return context_class(num_rows, num_kv_heads, max_context, self._num_cores)
 
     def write(
         self,

@@ -122,6 +122,11 @@ def choose_splits(num_rows: int, groups_per_row: int, max_context: int, cores: i
     return 1 << (max(1, most).bit_length() - 1)
 
 
+def context_class(num_rows: int, groups_per_row: int, max_context: int, cores: int) -> int:
+    """A context that stands for `max_context` and all others whose rows are split alike."""
+    return MIN_PART_TOKENS * choose_splits(num_rows, groups_per_row, max_context, cores)
+
+
 def _vector(elements: int, most: int) -> int:
     """The largest power of two, up to `most`, that divides `elements`."""
     return min(most, elements & -elements)
