@@ -89,7 +89,9 @@ def take_turns(contenders: list[Contender], rounds: int, steps: int) -> list[flo
     return [statistics.median(times) for times in seconds]
 
 
-def measure_decode(loaded: LoadedModel, batch: int, context: int, rounds: int, steps: int) -> Decode:
+def measure_decode(
+    loaded: LoadedModel, device: platform.Device, batch: int, context: int, rounds: int, steps: int
+) -> Decode:
     from bench.engine.contenders import GeneratorDecode, MlxdDecode, RawDecode
 
     model, dtype = loaded.model, loaded.dtype
@@ -99,8 +101,8 @@ def measure_decode(loaded: LoadedModel, batch: int, context: int, rounds: int, s
     try:
         mlxd, raw, other = take_turns(
             [
-                MlxdDecode(model, dtype, batch, context, max_steps),
-                RawDecode(model, dtype, batch, context),
+                MlxdDecode(model, dtype, [context] * batch, max_steps, device=device),
+                RawDecode(model, dtype, [context] * batch),
                 generator,
             ],
             rounds,
@@ -112,11 +114,15 @@ def measure_decode(loaded: LoadedModel, batch: int, context: int, rounds: int, s
     return Decode(batch, context, mlxd, raw, other)
 
 
-def measure_prefill(loaded: LoadedModel, length: int, batch: int, context: int, rounds: int) -> Prefill:
+def measure_prefill(
+    loaded: LoadedModel, device: platform.Device, length: int, batch: int, context: int, rounds: int
+) -> Prefill:
     from bench.engine.contenders import MlxdDecode, raw_prefill
 
     max_steps = 9 * (rounds + 1)
-    mlxd = MlxdDecode(loaded.model, loaded.dtype, batch, context, max_steps, max_chunk=length)
+    mlxd = MlxdDecode(
+        loaded.model, loaded.dtype, [context] * batch, max_steps, max_chunk=length, device=device
+    )
     alone, raw, decode, mixed = [], [], [], []
     mlxd.steps(1, chunk=length)
     for _ in range(rounds):
@@ -201,13 +207,15 @@ def main(argv: list[str] | None = None) -> int:
     loaded = open_model(folder, options, device.kind).load(lambda _: None)
     console.print(f"{args.model}: {loaded.dtype} on {device}, BLAS {blas.name}, {blas.threads} threads")
     decode = [
-        measure_decode(loaded, batch, context, args.rounds, args.steps)
+        measure_decode(loaded, device, batch, context, args.rounds, args.steps)
         for context in args.context
         for batch in args.batch
     ]
     print_decode(decode, console)
     batch, context = max(args.batch), min(args.context)
-    prefill = [measure_prefill(loaded, length, batch, context, args.rounds) for length in args.prefill]
+    prefill = [
+        measure_prefill(loaded, device, length, batch, context, args.rounds) for length in args.prefill
+    ]
     print_prefill(prefill, console)
     if args.out is not None:
         flags = {key: value for key, value in vars(args).items() if key != "out"}

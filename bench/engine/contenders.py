@@ -21,6 +21,8 @@ from mlx_lm.models.cache import BatchKVCache, KVCache, make_prompt_cache
 
 from bench.engine.plans import BLOCK_SIZE, TOKEN, Plans
 from mlxd.step import SamplingParams, StepPlan
+from mlxd.worker.kernels.paged import gpu_kernels
+from mlxd.worker.platform import Device
 from mlxd.worker.runner import Runner
 from mlxd.worker.support import layer_shapes
 
@@ -38,23 +40,26 @@ def share(model: nn.Module) -> nn.Module:
 
 
 class MlxdDecode:
-    """The Runner with `batch` rows at `context` tokens, greedy but for the first, which have `sampling`."""
+    """The Runner with a row at each of `contexts` tokens, on `device` as its worker would run it.
+
+    Rows are greedy but for the first, which have `sampling`. `launch_seconds`: the host's part of each step
+    counted so far.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         dtype: mx.Dtype,
-        batch: int,
-        context: int,
+        contexts: Sequence[int],
         max_steps: int,
         max_chunk: int = 0,
         *,
+        device: Device,
         sampling: Sequence[SamplingParams] = (),
         tokenizer_file: Path | None = None,
     ) -> None:
-        self.plans = Plans(
-            batch=batch, context=context, max_steps=max_steps, max_chunk=max_chunk, sampling=sampling
-        )
+        self.plans = Plans(contexts=contexts, max_steps=max_steps, max_chunk=max_chunk, sampling=sampling)
+        self.launch_seconds: list[float] = []
         self.runner = Runner(
             share(model),
             num_blocks=self.plans.num_blocks,
@@ -62,6 +67,7 @@ class MlxdDecode:
             max_num_seqs=self.plans.max_num_seqs,
             dtype=dtype,
             tokenizer_file=tokenizer_file,
+            kernels=gpu_kernels(device),
         )
         self.runner.launch(self.plans.admit()).result()
 
@@ -69,11 +75,11 @@ class MlxdDecode:
         """`chunk`: tokens of a new prompt in each step."""
         return self.run([self.plans.decode(chunk) for _ in range(count + 2)])
 
-    def chunks(self, count: int, length: int) -> list[float]:
-        """Seconds of a step that is one prompt of `length` tokens; each is waited for."""
+    def chunks(self, count: int, length: int, context: int = 0) -> list[float]:
+        """Seconds of a step that is `length` tokens of a prompt behind `context`; each is waited for."""
         seconds = []
         for _ in range(count):
-            plan = self.plans.chunk(length)
+            plan = self.plans.chunk(length, context)
             start = clock()
             self.runner.launch(plan).result()
             seconds.append(clock() - start)
@@ -88,7 +94,9 @@ class MlxdDecode:
         pending = self.runner.launch(plans[0])
         times = []
         for plan in plans[1:]:
+            start = clock()
             following = self.runner.launch(plan)
+            self.launch_seconds.append(clock() - start)
             pending.result()
             times.append(clock())
             pending = following
@@ -97,14 +105,16 @@ class MlxdDecode:
 
 
 class RawDecode:
-    """mlx-lm's model over its BatchKVCache, and an argmax."""
+    """mlx-lm's model over its BatchKVCache, and an argmax. Shorter rows are padded, as it does that."""
 
-    def __init__(self, model: nn.Module, dtype: mx.Dtype, batch: int, context: int) -> None:
+    def __init__(self, model: nn.Module, dtype: mx.Dtype, contexts: Sequence[int]) -> None:
         self._model = model
-        self._cache = [BatchKVCache([0] * batch) for _ in layer_shapes(model)]
-        for cache, keys, values in zip(self._cache, *_zeros(model, dtype, batch, context), strict=True):
+        longest, batch = max(contexts), len(contexts)
+        padding = [longest - context for context in contexts]
+        self._cache = [BatchKVCache(padding) for _ in layer_shapes(model)]
+        for cache, keys, values in zip(self._cache, *_zeros(model, dtype, batch, longest), strict=True):
             cache.update_and_fetch(keys, values)
-        mx.eval([(cache.keys, cache.values) for cache in self._cache])
+            mx.eval(cache.keys, cache.values)
         self._tokens = mx.full((batch,), TOKEN, dtype=mx.int32)
 
     def steps(self, count: int) -> list[float]:

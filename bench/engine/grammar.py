@@ -161,9 +161,9 @@ def main(argv: list[str] | None = None) -> int:
             MlxdDecode(
                 loaded.model,
                 loaded.dtype,
-                args.batch,
-                args.context,
+                [args.context] * args.batch,
                 max_steps,
+                device=device,
                 sampling=[first, *[free] * (args.batch - 1)],
                 tokenizer_file=tokenizer_file,
             )

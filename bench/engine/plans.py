@@ -20,55 +20,58 @@ GREEDY = SamplingParams(temperature=0.0)
 class Plans:
     """Plans over a pool of its own: decode rows in slots 0 … batch - 1, chunks in the slot after these.
 
-    The rows stand at `context` tokens when they are admitted and may grow by `max_steps`; a chunk has at
+    The rows stand at `contexts` tokens when they are admitted and may grow by `max_steps`; a chunk has at
     most `max_chunk` tokens. `sampling` is that of the first rows; the others are greedy.
     """
 
     def __init__(
         self,
         *,
-        batch: int,
-        context: int,
+        contexts: Sequence[int],
         max_steps: int,
         max_chunk: int = 0,
         sampling: Sequence[SamplingParams] = (),
     ) -> None:
-        row_blocks = _blocks(context + max_steps)
+        row_blocks = [_blocks(context + max_steps) for context in contexts]
         chunk_blocks = _blocks(max_chunk)
-        self.num_blocks = 1 + batch * row_blocks + chunk_blocks
+        batch = len(contexts)
+        self.num_blocks = 1 + sum(row_blocks) + chunk_blocks
         self.max_num_seqs = batch + 1
         self._tables = BlockTables(
-            BlockPool(self.num_blocks, BLOCK_SIZE), batch + 1, max(row_blocks, chunk_blocks)
+            BlockPool(self.num_blocks, BLOCK_SIZE), batch + 1, max(*row_blocks, chunk_blocks)
         )
         self._batch = batch
         self._sampling = (*sampling, *[GREEDY] * (batch - len(sampling)))
-        self._context = context
+        self._contexts = list(contexts)
         self._chunk_slot_taken = False
         self._step_id = 0
 
     def admit(self) -> StepPlan:
         """Every row takes its slot; the last token of its prompt is computed and a token sampled."""
-        rows = range(self._batch)
-        admit = tuple(_slot(slot, self._context, self._sampling[slot]) for slot in rows)
-        return self._plan([(slot, 1, self._context) for slot in rows], 0, admit=admit)
+        rows = list(enumerate(self._contexts))
+        admit = tuple(_slot(slot, context, self._sampling[slot]) for slot, context in rows)
+        return self._plan([(slot, 1, context) for slot, context in rows], 0, admit=admit)
 
     def decode(self, chunk: int = 0) -> StepPlan:
         """One more token for each row, beside a new prompt of `chunk` tokens unless that is 0."""
-        self._context += 1
-        rows = [(slot, 1, self._context) for slot in range(self._batch)]
+        self._contexts = [context + 1 for context in self._contexts]
+        rows = [(slot, 1, context) for slot, context in enumerate(self._contexts)]
         return self._with_chunk(rows, chunk) if chunk else self._plan(rows, self._batch)
 
-    def chunk(self, length: int) -> StepPlan:
-        """A new prompt of `length` tokens, alone."""
-        return self._with_chunk([], length)
+    def chunk(self, length: int, context: int = 0) -> StepPlan:
+        """The last `length` tokens of a new prompt, behind `context` others, alone."""
+        return self._with_chunk([], length, context)
 
-    def _with_chunk(self, rows: list[tuple[int, int, int]], length: int) -> StepPlan:
+    def _with_chunk(self, rows: list[tuple[int, int, int]], length: int, context: int = 0) -> StepPlan:
         slot = self._batch
         release = (slot,) if self._chunk_slot_taken else ()
         self._tables.release(slot)
         self._chunk_slot_taken = True
         return self._plan(
-            [*rows, (slot, length, length)], len(rows), admit=(_slot(slot, length, GREEDY),), release=release
+            [*rows, (slot, length, context + length)],
+            len(rows),
+            admit=(_slot(slot, context + length, GREEDY),),
+            release=release,
         )
 
     def _plan(

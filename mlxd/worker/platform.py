@@ -36,6 +36,9 @@ APPLE_CORES = {"p": 5, "g": 10, "s": 32, "c": 32, "d": 64}
 CU_MULTIPROCESSOR_COUNT = 16
 """cuda.h: CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"""
 
+KEEP_GOING = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
+"""MLX's CUDA build raises an error after some hundred shapes of attention or graphs; a server sees that many."""
+
 SLOW_GFLOPS = 8.0
 """below this a CPU does not use a tuned BLAS, whatever was loaded: the reference one does 3 to 5"""
 
@@ -70,6 +73,7 @@ def prepare(threads: int = 0) -> Blas:
 
     Call it before `import mlx.core`; calling it again only sets the number of threads.
     """
+    os.environ.setdefault(*KEEP_GOING)
     if sys.platform != "linux":
         return Blas("Accelerate", 0)
     threads = threads or usable_cores()

@@ -29,7 +29,7 @@ def check(plan: StepPlan) -> None:
 
 
 def test_rows_are_admitted_at_their_context_and_grow_by_a_token():
-    plans = Plans(batch=3, context=31, max_steps=2)
+    plans = Plans(contexts=[31] * 3, max_steps=2)
     admit, first, second = plans.admit(), plans.decode(), plans.decode()
     for plan in (admit, first, second):
         check(plan)
@@ -40,7 +40,7 @@ def test_rows_are_admitted_at_their_context_and_grow_by_a_token():
 
 
 def test_a_chunk_takes_a_slot_of_its_own_again_and_again():
-    plans = Plans(batch=2, context=16, max_steps=9, max_chunk=20)
+    plans = Plans(contexts=[16] * 2, max_steps=9, max_chunk=20)
     plans.admit()
     mixed, alone, again = plans.decode(20), plans.chunk(5), plans.decode(20)
     for plan in (mixed, alone, again):

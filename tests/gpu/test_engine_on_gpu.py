@@ -1,0 +1,125 @@
+"""The runner on a GPU: mlx-lm's tokens, up to near-ties; no memory taken on the way, and none left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+
+from mlxd.worker import platform
+from mlxd.worker.kernels.paged import PagedKernels
+from mlxd.worker.runner import Runner
+from tests.worker.driver import Driver
+from tests.worker.test_runner import prompt_of, reference
+from tests.worker.tiny_models import tiny_model
+
+BLOCK_SIZE = 16
+NUM_BLOCKS = 400
+PROMPTS = [(13, 0), (40, 0), (300, 0), (260, 100), (5, 2), (500, 200), (64, 0), (129, 64)]
+"""lengths, and the chunks that they come in (0: one)"""
+NEAR_TIE = {mx.float32: 1e-4, mx.float16: 0.02, mx.bfloat16: 0.1}
+"""Two logits this close, as a part of the largest one, may change places by rounding."""
+
+
+def run(model: nn.Module, dtype: mx.Dtype, kernels: PagedKernels | None, steps: int) -> tuple[str, list[Any]]:
+    runner = Runner(
+        model, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_num_seqs=40, dtype=dtype, kernels=kernels
+    )
+    assert runner.self_check() == []
+    driver = Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    sequences = [driver.add(prompt_of(length, length), chunk_size=size) for length, size in PROMPTS]
+    driver.run(steps, wait=False)
+    driver.preempt(sequences[1])
+    driver.run(2 * steps, wait=False)
+    return runner.attention_name, sequences
+
+
+@pytest.mark.parametrize("dtype", NEAR_TIE, ids=str)
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mixtral", "llama-yarn"])
+def test_tokens_are_mlx_lms_up_to_near_ties(name: str, dtype: mx.Dtype, kernels: PagedKernels) -> None:
+    """By kernel and by gather. Ties that went the other way are appended to $MLXD_NEAR_TIES, if it is set."""
+    changes = {"max_position_embeddings": 2048, "head_dim": 32, "hidden_size": 256, "vocab_size": 300}
+
+    def fresh() -> nn.Module:
+        model = tiny_model(name, **changes)
+        model.set_dtype(dtype)
+        return model
+
+    plain = fresh()
+    ties = []
+    for wanted, given in (("kernel", kernels), ("gather", None)):
+        attention, sequences = run(fresh(), dtype, given, 12)
+        assert attention == wanted
+        for sequence in sequences:
+            assert len(sequence.outputs) > 20
+            tokens, logits = reference(plain, sequence.prompt, len(sequence.outputs))
+            place = next(
+                (i for i, pair in enumerate(zip(tokens, sequence.outputs, strict=True)) if len({*pair}) > 1),
+                None,
+            )
+            if place is None:
+                continue
+            row = np.array(logits[place].astype(mx.float32))
+            gap = float(row[tokens[place]] - row[sequence.outputs[place]])
+            assert gap <= NEAR_TIE[dtype] * np.abs(row).max()
+            ties.append([wanted, len(sequence.prompt), place, gap, float(np.abs(row).max())])
+    if "MLXD_NEAR_TIES" in os.environ:
+        with Path(os.environ["MLXD_NEAR_TIES"]).open("a") as file:
+            file.write(json.dumps({"model": name, "dtype": str(dtype), "ties": ties}) + "\n")
+
+
+@pytest.mark.parametrize("batch", [1, 8, 32, 128])
+def test_keys_are_written_where_they_lie(batch: int, kernels: PagedKernels) -> None:
+    """Decode and prefill take less memory on the way than one layer's keys: no pool is ever copied."""
+    model = tiny_model("qwen3", head_dim=128, num_key_value_heads=8, num_attention_heads=16)
+    model.set_dtype(mx.bfloat16)
+    num_blocks = 1 << 13
+    runner = Runner(
+        model,
+        num_blocks=num_blocks,
+        block_size=BLOCK_SIZE,
+        max_num_seqs=batch,
+        dtype=mx.bfloat16,
+        kernels=kernels,
+    )
+    driver = Driver(runner, num_blocks=num_blocks, block_size=BLOCK_SIZE, num_slots=batch)
+    for index in range(batch):
+        driver.add(prompt_of(20 + index, index), chunk_size=0 if index % 2 else 7)
+    driver.run(20, wait=False)
+    mx.synchronize()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    driver.run(40, wait=False)
+    layer_bytes = num_blocks * BLOCK_SIZE * 8 * 128 * 2
+    assert mx.get_peak_memory() - before < layer_bytes // 4
+    for sequence in driver.sequences[:3]:
+        assert len(sequence.outputs) > 20
+
+
+def test_requests_leave_nothing_behind(kernels: PagedKernels) -> None:
+    model = tiny_model("llama", max_position_embeddings=2048)
+    runner = Runner(
+        model, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, max_num_seqs=8, dtype=mx.float32, kernels=kernels
+    )
+    used = []
+    for _ in range(6):
+        driver = Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, num_slots=8)
+        for length, size in PROMPTS:
+            driver.add(prompt_of(length, length), chunk_size=size)
+        driver.run(30, wait=False)
+        mx.synchronize()
+        used.append(mx.get_active_memory())
+    assert max(used[2:]) - min(used[2:]) < 1 << 20
+
+
+def test_the_plan_of_the_device_is_known() -> None:
+    device = platform.detect_device()
+    assert device.kind in ("cuda", "metal")
+    assert 0 < device.available_bytes <= device.total_bytes
+    assert platform.gpu_cores() > 0
