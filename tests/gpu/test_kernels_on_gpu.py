@@ -149,7 +149,7 @@ def test_write_gather_and_copy(kernels: PagedKernels, dtype: str) -> None:
     start = int(case.table_starts[1])
     table = case.block_tables[start : start + 3]
     keys, values = kernels.gather(
-        case.shape, mx.array(table), mx.array([40, 48], dtype=mx.int32), 48, *pools, after=done
+        case.shape, mx.array(table)[None], mx.array([40, 48, 3], dtype=mx.int32), 48, *pools, after=done
     )
     mx.eval(keys, values)
     check_pools(there, case, 0.0)

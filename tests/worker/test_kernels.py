@@ -268,20 +268,22 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
     length, padded = 40, 48
     start = case.table_starts[1]
     sequence = {
-        "keys": stored(np.full((2, padded, shape.key_dim), np.nan, dtype=np.float32), shape.dtype),
-        "values": stored(np.full((2, padded, shape.value_dim), np.nan, dtype=np.float32), shape.dtype),
-        "block_tables": case.block_tables[start : start + 3].copy(),
-        "lengths": np.array([length, padded], dtype=np.int32),
+        "keys": stored(np.full((2, 2, padded, shape.key_dim), np.nan, dtype=np.float32), shape.dtype),
+        "values": stored(np.full((2, 2, padded, shape.value_dim), np.nan, dtype=np.float32), shape.dtype),
+        "block_tables": np.stack([case.block_tables[start : start + 3]] * 2),
+        "lengths": np.array([length, 3, padded, 3], dtype=np.int32),
         "after": done,
     }
     gather = compiled(gather_source(shape, dialect), dialect, shape.dtype, folder)
-    gather(arrays | sequence, (mover_groups(shape, larger, threads), 2, padded), threads)
+    gather(arrays | sequence, (mover_groups(shape, larger, threads) * padded, 2, 2), threads)
     positions = np.arange(length)
-    blocks = sequence["block_tables"][positions // 16]
+    blocks = sequence["block_tables"][0, positions // 16]
     for name, pool in zip(("keys", "values"), pools, strict=True):
         output = loaded(sequence[name])
-        np.testing.assert_array_equal(output[:, :length], pool[blocks, :, positions % 16].swapaxes(0, 1))
-        assert (output[:, length:] == 0).all()
+        expected = pool[blocks, :, positions % 16].swapaxes(0, 1)
+        for row, count in enumerate((length, 3)):
+            np.testing.assert_array_equal(output[row, :, :count], expected[:, :count])
+            assert (output[row, :, count:] == 0).all()
 
     unused = sorted(set(range(len(pools[0]))) - set(case.block_tables.tolist()))
     pairs = np.stack([case.block_tables[start : start + 2], unused[:2]], axis=1)

@@ -7,6 +7,7 @@ each through the same kernel, long ones through MLX's attention, over their own 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxd.step import NULL_BLOCK
 from mlxd.worker.attention.gather import MAX_SCORES, attend
 from mlxd.worker.batch import Chunk, StepBatch
 from mlxd.worker.fusing import FusedAttention, Rotary
@@ -41,7 +43,9 @@ class StepRows:
     num_decode_rows: int
     slot_mapping: mx.array | None = None
     """[N - D]: places of the tokens that are not decode rows'"""
-    chunks: tuple[FlatRows | LongChunk, ...] = ()
+    chunks: tuple[FlatRows | LongChunks, ...] = ()
+    restore: mx.array | None = None
+    """puts the chunks' results, in the order of `chunks`, into that of the step; None: they are"""
     rotations: dict[tuple[object, ...], mx.array] | None = None
     """tables of the rotary embeddings met so far; None: layers get queries, keys and values from the model"""
 
@@ -185,7 +189,9 @@ class KernelLayer:
                 shape, keys[split:], values[split:], step.slot_mapping, *pools, after=order.written
             )
             call = LayerCall(self._kernels, shape, queries.astype(dtype), keys, values, *pools, order.written)
-            outputs += [chunk.attend(call) for chunk in step.chunks]
+            results = [chunk.attend(call) for chunk in step.chunks]
+            chunks = results[0] if len(results) == 1 else mx.concatenate(results)
+            outputs.append(chunks if step.restore is None else chunks[step.restore])
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
         order.done = output[:1, :1, :1, :1]
         return output.astype(queries.dtype)
@@ -226,63 +232,80 @@ class FlatRows:
         )
 
 
-class LongChunk:
-    """One row's consecutive tokens, at the end of its sequence, through MLX's attention."""
+class LongChunks:
+    """Chunks of several rows through MLX's attention, in one call: each is padded to the longest of them.
+
+    Fresh ones, which are a whole sequence so far, attend over their own keys, the others over gathered ones.
+    """
 
     def __init__(
-        self, chunk: Chunk, block_table: npt.NDArray[np.int32], block_size: int, *, pad: bool, dtype: mx.Dtype
+        self,
+        chunks: Sequence[Chunk],
+        block_tables: npt.NDArray[np.int32],
+        block_size: int,
+        *,
+        pad: bool,
+        dtype: mx.Dtype,
     ) -> None:
-        self._start = chunk.start
-        self._length = chunk.length
-        self._context = chunk.context_len
-        step = QUERY_STEP if pad else 1
-        self._padded = -(-chunk.length // step) * step
-        self._fresh = chunk.length == chunk.context_len
+        query_step, key_step = (QUERY_STEP, KEY_STEP) if pad else (1, 1)
+        lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
+        contexts = np.array([chunk.context_len for chunk in chunks], dtype=np.int32)
+        starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+        self._num_chunks = len(chunks)
+        self._padded = -(-int(lengths.max()) // query_step) * query_step
+        places = np.arange(self._padded, dtype=np.int32)
+        # Whatever lies behind a chunk's end is read and its result left out.
+        self._queries = mx.array((starts[:, None] + np.minimum(places, lengths[:, None] - 1)).reshape(-1))
+        inside = (places < lengths[:, None]).reshape(-1)
+        self._results = None if inside.all() else mx.array(np.flatnonzero(inside).astype(np.int32))
+        self._fresh = bool((lengths == contexts).all())
+        self._size = self._padded
         self._mask: mx.array | str = "causal"
         if self._fresh:
-            self._size = self._padded
             return
-        step = KEY_STEP if pad else 1
-        self._size = -(-max(chunk.context_len, self._padded) // step) * step
-        self._table = mx.array(block_table[: -(-chunk.context_len // block_size)])
-        self._lengths = mx.array([chunk.context_len, self._size], dtype=mx.int32)
-        if pad:
-            first = chunk.context_len - chunk.length
-            self._seen = mx.arange(self._size)[None] <= mx.arange(first, first + self._padded)[:, None]
-            # What is added to scores, as cuDNN wants it: once a step, not once a layer.
-            self._mask = mx.where(self._seen, 0, mx.finfo(dtype).min).astype(dtype)
+        self._size = -(-max(int(contexts.max()), self._padded) // key_step) * key_step
+        width = -(-self._size // block_size)
+        tables = np.full((len(chunks), width), NULL_BLOCK, dtype=np.int32)
+        for table, chunk in zip(tables, chunks, strict=True):
+            used = -(-chunk.context_len // block_size)
+            table[:used] = block_tables[chunk.row, :used]
+        self._tables = mx.array(tables)
+        self._lengths = mx.array(np.append(contexts, [self._size, width]).astype(np.int32))
+        last_seen = mx.array((contexts - lengths)[:, None] + places)
+        self._seen = (mx.arange(self._size) <= last_seen[..., None])[:, None]
+        # What is added to scores, as cuDNN wants it: once a step, not once a layer.
+        self._mask = mx.where(self._seen, 0, mx.finfo(dtype).min).astype(dtype)
 
     def attend(self, call: LayerCall) -> mx.array:
-        """[T, num_heads, 1, value_dim]"""
-        own = slice(self._start, self._start + self._length)
-        queries = self._sequence(call.queries[own])
+        """[all the chunks' tokens, num_heads, 1, value_dim]"""
+        queries = self._sequences(call.queries)
         if self._fresh:
-            keys, values = self._sequence(call.keys[own]), self._sequence(call.values[own])
+            keys, values = self._sequences(call.keys), self._sequences(call.values)
         else:
             keys, values = call.kernels.gather(
                 call.shape,
-                self._table,
+                self._tables,
                 self._lengths,
                 self._size,
                 call.key_pool,
                 call.value_pool,
                 after=call.written,
             )
-        output = self._attend(call.shape, queries, keys, values)
-        return output[0, :, : self._length].swapaxes(0, 1)[:, :, None]
+        output = self._attend(call.shape, queries, keys, values).swapaxes(1, 2)
+        output = output.reshape(-1, output.shape[2], 1, output.shape[3])
+        return output if self._results is None else output[self._results]
 
-    def _sequence(self, rows: mx.array) -> mx.array:
-        """[T, heads, 1, dim] -> [1, heads, padded, dim]"""
-        sequence = rows.squeeze(2).swapaxes(0, 1)[None]
-        if self._padded == self._length:
-            return sequence
-        return mx.pad(sequence, [(0, 0), (0, 0), (0, self._padded - self._length), (0, 0)])
+    def _sequences(self, rows: mx.array) -> mx.array:
+        """[N, heads, 1, dim] -> [n, heads, padded, dim]"""
+        taken = rows[self._queries].reshape(self._num_chunks, self._padded, rows.shape[1], rows.shape[3])
+        return taken.swapaxes(1, 2)
 
     def _attend(self, shape: AttentionShape, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """All queries at once where no scores are written, else in tiles of queries that bound them."""
         softcap = shape.softcap or None
         fused = softcap is None and max(shape.key_dim, shape.value_dim) <= MAX_FUSED_DIM
-        tile = self._padded if fused else max(1, MAX_SCORES // (shape.num_heads * self._size))
+        scores = self._num_chunks * shape.num_heads * self._size
+        tile = self._padded if fused else max(1, MAX_SCORES // scores)
         whole = self._mask
         if softcap is not None and isinstance(whole, mx.array):
             whole = self._seen
@@ -293,7 +316,7 @@ class LongChunk:
             last = min(first + tile, self._padded)
             mask, size = whole, self._size
             if isinstance(mask, mx.array):
-                mask = mask[first:last]
+                mask = mask[:, :, first:last]
             else:
                 size -= self._padded - last
             outputs.append(
@@ -317,21 +340,39 @@ def step_rows(batch: StepBatch, block_size: int, *, pad: bool, dtype: mx.Dtype) 
         decode = _rows(batch, np.arange(split), batch.context_lens[:split], block_size)
     if not batch.chunks:
         return StepRows(mx.array(batch.positions), decode, split)
-    parts: list[FlatRows | LongChunk] = []
-    flat: list[Chunk] = []
-    for chunk in batch.chunks:
-        if chunk.length <= MAX_FLAT_TOKENS:
-            flat.append(chunk)
-            continue
-        if flat:
-            parts.append(_flat_rows(batch, flat, block_size))
-            flat = []
-        parts.append(LongChunk(chunk, batch.block_tables[chunk.row], block_size, pad=pad, dtype=dtype))
-    if flat:
-        parts.append(_flat_rows(batch, flat, block_size))
+    parts: list[FlatRows | LongChunks] = []
+    ordered = sorted(batch.chunks, key=_kind)
+    for kind, group in itertools.groupby(ordered, key=_kind):
+        chunks = list(group)
+        if kind < 0:
+            parts += [_flat_rows(batch, run, block_size) for run in _runs(chunks)]
+        else:
+            parts.append(LongChunks(chunks, batch.block_tables, block_size, pad=pad, dtype=dtype))
+    restore = None
+    if len(parts) > 1:
+        tokens = np.concatenate([np.arange(c.start, c.start + c.length) for c in ordered])
+        restore = mx.array(np.argsort(tokens).astype(np.int32))
     return StepRows(
-        mx.array(batch.positions), decode, split, mx.array(batch.slot_mapping[split:]), tuple(parts)
+        mx.array(batch.positions), decode, split, mx.array(batch.slot_mapping[split:]), tuple(parts), restore
     )
+
+
+def _kind(chunk: Chunk) -> int:
+    """Chunks of one kind go together: -1 as rows of one query, 0 fresh, else by the size of the context."""
+    if chunk.length <= MAX_FLAT_TOKENS:
+        return -1
+    return 0 if chunk.length == chunk.context_len else (chunk.context_len - 1).bit_length()
+
+
+def _runs(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Chunks whose tokens lie one behind the other, together."""
+    runs: list[list[Chunk]] = []
+    for chunk in chunks:
+        if runs and runs[-1][-1].start + runs[-1][-1].length == chunk.start:
+            runs[-1].append(chunk)
+        else:
+            runs.append([chunk])
+    return runs
 
 
 def _flat_rows(batch: StepBatch, chunks: Sequence[Chunk], block_size: int) -> FlatRows:

@@ -184,24 +184,25 @@ class PagedKernels:
     def gather(
         self,
         shape: AttentionShape,
-        block_table: mx.array,
+        block_tables: mx.array,
         lengths: mx.array,
-        padded: int,
+        size: int,
         key_pool: mx.array,
         value_pool: mx.array,
         *,
         after: mx.array,
     ) -> tuple[mx.array, mx.array]:
-        """One sequence's keys and values, [1, num_kv_heads, padded, dim], 0 behind its end.
+        """n sequences' keys and values, [n, num_kv_heads, size, dim], 0 behind their ends.
 
-        `lengths` is int32 [2]: the tokens there are, and `padded`.
+        `block_tables` is int32 [n, W], `lengths` [n + 2]: the tokens of each, then `size` and W.
         """
+        count = block_tables.shape[0]
         keys, values = self._run(
             source.gather_source(shape, self.dialect),
-            [key_pool, value_pool, block_table, lengths, after],
-            groups=(_groups(shape, 1), shape.num_kv_heads, padded),
+            [key_pool, value_pool, block_tables, lengths, after],
+            groups=(_groups(shape, 1) * size, shape.num_kv_heads, count),
             num_threads=MOVER_THREADS,
-            shapes=[(1, shape.num_kv_heads, padded, dim) for dim in (shape.key_dim, shape.value_dim)],
+            shapes=[(count, shape.num_kv_heads, size, dim) for dim in (shape.key_dim, shape.value_dim)],
             dtypes=[key_pool.dtype, value_pool.dtype],
         )
         return keys, values

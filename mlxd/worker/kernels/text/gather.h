@@ -1,21 +1,25 @@
-// One sequence out of the pool, its tokens one after another.
+// Sequences out of the pool, each one's tokens one after another.
 //
 // One thread moves one vector of a key and one of a value. Given in front: T, NUM_KV_HEADS, KEY_DIM, VALUE_DIM,
 // BLOCK_SIZE, VECTOR (elements a load, of both dims).
-// Inputs: key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; block_tables int32 [S / BLOCK_SIZE,
-// rounded up]; lengths int32 [2], the tokens to copy and S; after, anything that must be computed before.
-// Outputs: keys, values T [NUM_KV_HEADS, S, dim], 0 where no token is.
-// Grid: x = vector of a token's larger dim, y = head, z = token.
+// Inputs: key_pool, value_pool T [blocks, NUM_KV_HEADS, BLOCK_SIZE, dim]; block_tables int32 [n, W]; lengths
+// int32 [n + 2], the tokens of each sequence, then S and W; after, anything that must be computed before.
+// Outputs: keys, values T [n, NUM_KV_HEADS, S, dim], 0 where no token is.
+// Grid: x = token * groups for the vectors of its larger dim, y = head, z = sequence.
 
 constexpr int KEY_PIECES = KEY_DIM / VECTOR, VALUE_PIECES = VALUE_DIM / VECTOR;
+constexpr int PIECES = KEY_PIECES > VALUE_PIECES ? KEY_PIECES : VALUE_PIECES;
 
-const int piece = group_x * num_threads + thread_index;
+const int groups = (PIECES + num_threads - 1) / num_threads;
+const int token = group_x / groups;
+const int piece = group_x % groups * num_threads + thread_index;
 const int head = group_y;
-const int token = group_z;
-const bool inside = token < lengths[0];
-const long block = inside ? block_tables[token / BLOCK_SIZE] : 0;
+const int count = num_groups_z;
+const int size = lengths[count];
+const bool inside = token < lengths[group_z];
+const long block = inside ? block_tables[(long)group_z * lengths[count + 1] + token / BLOCK_SIZE] : 0;
 const long from = (block * NUM_KV_HEADS + head) * BLOCK_SIZE + token % BLOCK_SIZE;
-const long to = (long)head * lengths[1] + token;
+const long to = ((long)group_z * NUM_KV_HEADS + head) * size + token;
 if (piece < KEY_PIECES) {
   Pack<T, VECTOR> key;
   #pragma unroll
