@@ -52,6 +52,9 @@ from mlxd.text.tokenizer import Tokenizer
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_IN_FLIGHT = 2
+EARLY_PLAN_ROWS = 16
+"""Results of so many rows are looked at after the next plan is sent: on a GPU the worker would wait for it. A
+request that ends here then has one more row that nobody wants, which among so many costs less."""
 """The one the worker computes and the one it has ready; more would only waste rows of ended requests."""
 MAX_RETRY_SECONDS = 120.0
 
@@ -328,6 +331,8 @@ class Engine:
             return
         scheduler = self.scheduler
         assert scheduler is not None
+        if step.num_rows >= EARLY_PLAN_ROWS:
+            self._pump()
         scheduler.update(step, result.step_seconds)
         self._count_step(step, result)
         if result.prompt_logprobs is not None:

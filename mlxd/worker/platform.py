@@ -37,7 +37,7 @@ CU_MULTIPROCESSOR_COUNT = 16
 """cuda.h: CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"""
 
 KEEP_GOING = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
-"""MLX's CUDA build raises an error after some hundred shapes of attention or graphs; a server sees that many."""
+"""MLX's CUDA build raises an error after some hundred shapes of attention; a server sees that many."""
 
 SLOW_GFLOPS = 8.0
 """below this a CPU does not use a tuned BLAS, whatever was loaded: the reference one does 3 to 5"""

@@ -23,8 +23,9 @@ BLOCK_SIZE = 16
 NUM_BLOCKS = 400
 PROMPTS = [(13, 0), (40, 0), (300, 0), (260, 100), (5, 2), (500, 200), (64, 0), (129, 64)]
 """lengths, and the chunks that they come in (0: one)"""
-NEAR_TIE = {mx.float32: 1e-4, mx.float16: 0.02, mx.bfloat16: 0.1}
-"""Two logits this close, as a part of the largest one, may change places by rounding."""
+NEAR_TIE = {mx.float32: 0.01, mx.float16: 0.02, mx.bfloat16: 0.1}
+"""Two logits this close, as a part of the largest one, may change places by rounding. MLX multiplies float32
+matrices in TF32 on CUDA."""
 
 
 def run(model: nn.Module, dtype: mx.Dtype, kernels: PagedKernels | None, steps: int) -> tuple[str, list[Any]]:
@@ -41,7 +42,7 @@ def run(model: nn.Module, dtype: mx.Dtype, kernels: PagedKernels | None, steps: 
 
 
 @pytest.mark.parametrize("dtype", NEAR_TIE, ids=str)
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "mixtral", "llama-yarn"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "phi3", "llama-yarn"])
 def test_tokens_are_mlx_lms_up_to_near_ties(name: str, dtype: mx.Dtype, kernels: PagedKernels) -> None:
     """By kernel and by gather. Ties that went the other way are appended to $MLXD_NEAR_TIES, if it is set."""
     changes = {"max_position_embeddings": 2048, "head_dim": 32, "hidden_size": 256, "vocab_size": 300}

@@ -74,6 +74,20 @@ def test_one_request(harness: Harness) -> None:
     run(main())
 
 
+def test_many_rows_are_planned_before_their_results_are_looked_at(harness: Harness) -> None:
+    """Requests that end then have a row more in flight, which nobody gets."""
+
+    async def main() -> None:
+        rng = random.Random(5)
+        async with harness(scheduler=SchedulerConfig(max_num_seqs=24), num_blocks=400) as h:
+            prompts = [prompt_of(rng, 1 + index % 9) for index in range(24)]
+            streams = [h.engine.submit([ask(str(i), prompt, 30)]) for i, prompt in enumerate(prompts)]
+            for prompt, stream in zip(prompts, streams, strict=True):
+                assert (await collect(stream))[0].token_ids == generate(prompt, 30)
+
+    run(main())
+
+
 @pytest.mark.parametrize("num_blocks", [12, 20, 200])
 @pytest.mark.parametrize("max_num_batched_tokens", [3, 17, 2048])
 def test_batched_equals_solo_in_any_pool_and_any_chunks(
