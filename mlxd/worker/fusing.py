@@ -18,8 +18,8 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 from mlxd.worker.kernels.source import Fusion
 
 PROBE_POSITIONS = (3, 1000)
-TOLERANCES = {2: 0.03, 4: 1e-4}
-"""Allowed difference, as a part of the largest number, by the bytes of a number."""
+TOLERANCES = {2: 0.03, 4: 5e-3}
+"""Allowed difference, as a part of the largest number, by the bytes of a number. float32 is TF32 on CUDA."""
 
 
 class FusedLinear:

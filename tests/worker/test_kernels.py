@@ -19,6 +19,8 @@ from mlxd.worker.kernels.source import (
     decode_source,
     gather_source,
     merge_source,
+    take_source,
+    take_vector,
     vector_elements,
     write_source,
 )
@@ -294,6 +296,21 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
     for name, pool in zip(("key_pool", "value_pool"), pools, strict=True):
         pool[pairs[:, 1]] = pool[pairs[:, 0]]
         np.testing.assert_array_equal(loaded(arrays[name]), pool)
+
+
+@both_dialects
+@pytest.mark.parametrize(("row", "dtype"), [(48, "float32"), (10, "float16"), (2048, "bfloat16")])
+def test_take(dialect: Dialect, row: int, dtype: str, folder: Path) -> None:
+    rows = stored(np.random.default_rng(0).normal(size=(5, row)).astype(np.float32), dtype)
+    places = np.array([4, 0, 0, 2], dtype=np.int32)
+    kernel = take_source(row, dtype, dialect)
+    kinds = {"rows": rows.dtype.name, "places": "int32", "taken": rows.dtype.name}
+    taken = np.zeros_like(rows[:4])
+    groups = (-(-row // take_vector(row, dtype) // 32), 1, len(places))
+    shim.ShimKernel(kernel, dialect, kinds, folder)(
+        {"rows": rows, "places": places, "taken": taken}, groups, 32
+    )
+    np.testing.assert_array_equal(taken, rows[places])
 
 
 def test_the_shim_finds_threads_that_part_at_a_barrier(folder: Path) -> None:

@@ -27,8 +27,9 @@ MAX_FLAT_TOKENS = 16
 """Chunks up to this long run as rows of one query each."""
 QUERY_STEP = 64
 KEY_STEP = 256
-"""Long chunks and their sequences are padded to multiples of these on CUDA, where cuDNN spends some 20 ms on
-a plan for each new pair of lengths."""
+"""Long chunks and their sequences are padded to four sizes for each power of two of these on CUDA, where cuDNN
+spends some 40 ms on a plan for each new set of sizes."""
+FLAT = (0, 0)
 MAX_FUSED_DIM = 128
 """of MLX's fused attention; beyond it, scores are written to memory"""
 
@@ -232,10 +233,17 @@ class FlatRows:
         )
 
 
-class LongChunks:
-    """Chunks of several rows through MLX's attention, in one call: each is padded to the longest of them.
+def common_size(size: int, step: int) -> int:
+    """The next of few sizes, all multiples of `step`: four between a size and its double."""
+    steps = -(-size // step)
+    grain = max(1, 1 << max(0, (steps - 1).bit_length() - 3))
+    return -(-steps // grain) * grain * step
 
-    Fresh ones, which are a whole sequence so far, attend over their own keys, the others over gathered ones.
+
+class LongChunks:
+    """Chunks of several rows through MLX's attention, in one call, over keys gathered from the pool.
+
+    Each is padded to the longest of them. Fresh ones are a whole sequence so far, and need no mask.
     """
 
     def __init__(
@@ -247,58 +255,59 @@ class LongChunks:
         pad: bool,
         dtype: mx.Dtype,
     ) -> None:
-        query_step, key_step = (QUERY_STEP, KEY_STEP) if pad else (1, 1)
+        count = len(chunks)
         lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
         contexts = np.array([chunk.context_len for chunk in chunks], dtype=np.int32)
         starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-        self._num_chunks = len(chunks)
-        self._padded = -(-int(lengths.max()) // query_step) * query_step
-        places = np.arange(self._padded, dtype=np.int32)
-        # Whatever lies behind a chunk's end is read and its result left out.
-        self._queries = mx.array((starts[:, None] + np.minimum(places, lengths[:, None] - 1)).reshape(-1))
-        inside = (places < lengths[:, None]).reshape(-1)
-        self._results = None if inside.all() else mx.array(np.flatnonzero(inside).astype(np.int32))
+        self._padded, self._size = int(lengths.max()), int(contexts.max())
         self._fresh = bool((lengths == contexts).all())
-        self._size = self._padded
+        self._num_chunks = count
+        if pad:
+            self._padded = common_size(self._padded, QUERY_STEP)
+            self._size = self._padded if self._fresh else common_size(self._size, KEY_STEP)
+            self._size = max(self._size, self._padded)
+            self._num_chunks = 1 << (count - 1).bit_length()
+        places = np.arange(self._padded, dtype=np.int32)
+        # Whatever lies behind a chunk's end, or fills up their number, is read and its result left out.
+        queries = np.zeros((self._num_chunks, self._padded), dtype=np.int32)
+        queries[:count] = starts[:, None] + np.minimum(places, lengths[:, None] - 1)
+        self._queries = mx.array(queries.reshape(-1))
+        inside = (places < lengths[:, None]).reshape(-1)
+        whole = count == self._num_chunks and inside.all()
+        self._results = None if whole else mx.array(np.flatnonzero(inside).astype(np.int32))
+        width = -(-self._size // block_size)
+        tables = np.full((self._num_chunks, width), NULL_BLOCK, dtype=np.int32)
+        sizes = np.zeros(self._num_chunks + 2, dtype=np.int32)
+        sizes[:count], sizes[-2:] = contexts, (self._size, width)
+        for table, chunk in zip(tables, chunks, strict=False):
+            used = -(-chunk.context_len // block_size)
+            table[:used] = block_tables[chunk.row, :used]
+        self._tables, self._lengths = mx.array(tables), mx.array(sizes)
         self._mask: mx.array | str = "causal"
         if self._fresh:
             return
-        self._size = -(-max(int(contexts.max()), self._padded) // key_step) * key_step
-        width = -(-self._size // block_size)
-        tables = np.full((len(chunks), width), NULL_BLOCK, dtype=np.int32)
-        for table, chunk in zip(tables, chunks, strict=True):
-            used = -(-chunk.context_len // block_size)
-            table[:used] = block_tables[chunk.row, :used]
-        self._tables = mx.array(tables)
-        self._lengths = mx.array(np.append(contexts, [self._size, width]).astype(np.int32))
-        last_seen = mx.array((contexts - lengths)[:, None] + places)
-        self._seen = (mx.arange(self._size) <= last_seen[..., None])[:, None]
+        first = np.zeros((self._num_chunks, 1), dtype=np.int32)
+        first[:count, 0] = contexts - lengths
+        self._seen = (mx.arange(self._size) <= mx.array(first + places)[..., None])[:, None]
         # What is added to scores, as cuDNN wants it: once a step, not once a layer.
         self._mask = mx.where(self._seen, 0, mx.finfo(dtype).min).astype(dtype)
 
     def attend(self, call: LayerCall) -> mx.array:
         """[all the chunks' tokens, num_heads, 1, value_dim]"""
-        queries = self._sequences(call.queries)
-        if self._fresh:
-            keys, values = self._sequences(call.keys), self._sequences(call.values)
-        else:
-            keys, values = call.kernels.gather(
-                call.shape,
-                self._tables,
-                self._lengths,
-                self._size,
-                call.key_pool,
-                call.value_pool,
-                after=call.written,
-            )
+        queries = call.kernels.take(call.queries, self._queries)
+        queries = queries.reshape(self._num_chunks, self._padded, *queries.shape[1::2]).swapaxes(1, 2)
+        keys, values = call.kernels.gather(
+            call.shape,
+            self._tables,
+            self._lengths,
+            self._size,
+            call.key_pool,
+            call.value_pool,
+            after=call.written,
+        )
         output = self._attend(call.shape, queries, keys, values).swapaxes(1, 2)
         output = output.reshape(-1, output.shape[2], 1, output.shape[3])
-        return output if self._results is None else output[self._results]
-
-    def _sequences(self, rows: mx.array) -> mx.array:
-        """[N, heads, 1, dim] -> [n, heads, padded, dim]"""
-        taken = rows[self._queries].reshape(self._num_chunks, self._padded, rows.shape[1], rows.shape[3])
-        return taken.swapaxes(1, 2)
+        return output if self._results is None else call.kernels.take(output, self._results)
 
     def _attend(self, shape: AttentionShape, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """All queries at once where no scores are written, else in tiles of queries that bound them."""
@@ -344,7 +353,7 @@ def step_rows(batch: StepBatch, block_size: int, *, pad: bool, dtype: mx.Dtype) 
     ordered = sorted(batch.chunks, key=_kind)
     for kind, group in itertools.groupby(ordered, key=_kind):
         chunks = list(group)
-        if kind < 0:
+        if kind == FLAT:
             parts += [_flat_rows(batch, run, block_size) for run in _runs(chunks)]
         else:
             parts.append(LongChunks(chunks, batch.block_tables, block_size, pad=pad, dtype=dtype))
@@ -357,11 +366,11 @@ def step_rows(batch: StepBatch, block_size: int, *, pad: bool, dtype: mx.Dtype) 
     )
 
 
-def _kind(chunk: Chunk) -> int:
-    """Chunks of one kind go together: -1 as rows of one query, 0 fresh, else by the size of the context."""
+def _kind(chunk: Chunk) -> tuple[int, int]:
+    """Chunks of one kind go together: FLAT ones, fresh ones by size, others by that of their context."""
     if chunk.length <= MAX_FLAT_TOKENS:
-        return -1
-    return 0 if chunk.length == chunk.context_len else (chunk.context_len - 1).bit_length()
+        return FLAT
+    return (1 if chunk.length == chunk.context_len else 2), (chunk.context_len - 1).bit_length()
 
 
 def _runs(chunks: Sequence[Chunk]) -> list[list[Chunk]]:

@@ -9,6 +9,7 @@ function takes `after` and returns something that whatever must come later takes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +207,21 @@ class PagedKernels:
             dtypes=[key_pool.dtype, value_pool.dtype],
         )
         return keys, values
+
+    def take(self, rows: mx.array, places: mx.array) -> mx.array:
+        """rows [N, …], int32 places [M] -> [M, …]"""
+        size = math.prod(rows.shape[1:])
+        dtype = str(rows.dtype).removeprefix("mlx.core.")
+        pieces = size // source.take_vector(size, dtype)
+        (taken,) = self._run(
+            source.take_source(size, dtype, self.dialect),
+            [rows, places],
+            groups=(-(-pieces // MOVER_THREADS), 1, places.shape[0]),
+            num_threads=MOVER_THREADS,
+            shapes=[(places.shape[0], *rows.shape[1:])],
+            dtypes=[rows.dtype],
+        )
+        return taken
 
     def copy(
         self,

@@ -95,7 +95,7 @@ def decode_source(
         constants["EPSILON"] = float(fusion.epsilon or 0.0)
     outputs = ["parts", "stats"] if split else ["out"]
     helpers = _read("span.h") + ("" if fusion is None else _read("fuse.h"))
-    return _assemble("decode", shape, dialect, inputs, outputs, constants, macros, helpers)
+    return _assemble("decode", shape.dtype, dialect, inputs, outputs, constants, macros, helpers)
 
 
 @functools.cache
@@ -103,28 +103,40 @@ def merge_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """The parts of split rows become one (text/merge.h)."""
     inputs = ["parts", "stats", *["sinks"] * shape.sinks]
     constants = {"NUM_HEADS": shape.num_heads, "VALUE_DIM": shape.value_dim}
-    return _assemble("merge", shape, dialect, inputs, ["out"], constants, {"SINKS": shape.sinks})
+    return _assemble("merge", shape.dtype, dialect, inputs, ["out"], constants, {"SINKS": shape.sinks})
 
 
 @functools.cache
 def write_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """A step's keys and values go to the pool (text/write.h)."""
     inputs = ["keys", "values", "slot_mapping", "key_pool", "value_pool", "after"]
-    return _assemble("write", shape, dialect, inputs, ["done"], _mover(shape))
+    return _assemble("write", shape.dtype, dialect, inputs, ["done"], _mover(shape))
 
 
 @functools.cache
 def gather_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """One sequence out of the pool (text/gather.h)."""
     inputs = ["key_pool", "value_pool", "block_tables", "lengths", "after"]
-    return _assemble("gather", shape, dialect, inputs, ["keys", "values"], _mover(shape))
+    return _assemble("gather", shape.dtype, dialect, inputs, ["keys", "values"], _mover(shape))
 
 
 @functools.cache
 def copy_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """Whole blocks, copied in place (text/copy.h)."""
     inputs = ["pairs", "key_pool", "value_pool", "after"]
-    return _assemble("copy", shape, dialect, inputs, ["done"], _mover(shape))
+    return _assemble("copy", shape.dtype, dialect, inputs, ["done"], _mover(shape))
+
+
+@functools.cache
+def take_source(row: int, dtype: str, dialect: Dialect) -> KernelSource:
+    """Whole rows of an array, by number (text/take.h)."""
+    vector = take_vector(row, dtype)
+    return _assemble("take", dtype, dialect, ["rows", "places"], ["taken"], {"ROW": row, "VECTOR": vector})
+
+
+def take_vector(row: int, dtype: str) -> int:
+    """Elements that a thread of `take_source` moves at once."""
+    return min(LOAD_BYTES // (4 if dtype == "float32" else 2), row & -row)
 
 
 def vector_elements(shape: AttentionShape) -> int:
@@ -148,7 +160,7 @@ def _mover(shape: AttentionShape) -> dict[str, int | float]:
 
 def _assemble(
     kind: str,
-    shape: AttentionShape,
+    dtype: str,
     dialect: Dialect,
     inputs: list[str],
     outputs: list[str],
@@ -160,7 +172,7 @@ def _assemble(
     given |= {name: str(int(value)) for name, value in (macros or {}).items()}
     # Macros, because Metal has no other constants that both a function and its helpers see.
     header = "".join(f"#define {name} {value}\n" for name, value in given.items())
-    header += f"typedef {TYPES[dialect][shape.dtype]} T;\n" + _read(f"{dialect}.h") + helpers
+    header += f"typedef {TYPES[dialect][dtype]} T;\n" + _read(f"{dialect}.h") + helpers
     source = _read(f"{dialect}_prologue.h") + _read(f"{kind}.h")
     digest = hashlib.sha256((header + source).encode()).hexdigest()[:16]
     return KernelSource(f"mlxd_{kind}_{digest}", tuple(inputs), tuple(outputs), header, source)
