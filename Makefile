@@ -13,7 +13,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test quick check bench docs debug clean
+.PHONY: help install demo test quick check bench gpu docs debug clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -54,6 +54,9 @@ bench: $(INSTALLED) ## the extensions' micro-benchmarks, the engine alone, and t
 
 docs: $(INSTALLED) ## write the pages of docs/ that are made from other files
 	$(BIN)/python -m tests.documents
+
+gpu: $(INSTALLED) ## on a machine with a GPU: kernels against float64, the engine against mlx-lm, memory
+	$(BIN)/python -m pytest -q tests/gpu $(ARGS)
 
 # The stamp goes, so that the next target builds the optimised extensions again.
 debug: $(INSTALLED) ## build the extensions with checks and live-object counters, and test them

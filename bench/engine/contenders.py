@@ -67,7 +67,7 @@ class MlxdDecode:
             max_num_seqs=self.plans.max_num_seqs,
             dtype=dtype,
             tokenizer_file=tokenizer_file,
-            kernels=gpu_kernels(device),
+            kernels=gpu_kernels(device, dtype),
         )
         self.runner.launch(self.plans.admit()).result()
 

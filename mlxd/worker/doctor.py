@@ -69,14 +69,16 @@ def check_attention(device: platform.Device) -> tuple[str, list[str]]:
     )
     mx.random.seed(0)
     model = llama.Model(arguments)
+    dtype = mx.float32 if device.kind == "cpu" else mx.bfloat16
+    model.set_dtype(dtype)
     mx.eval(model.parameters())
     runner = Runner(
         model,
         num_blocks=16,
         block_size=16,
         max_num_seqs=4,
-        dtype=mx.float32,
-        kernels=gpu_kernels(device),
+        dtype=dtype,
+        kernels=gpu_kernels(device, dtype),
     )
     return runner.attention_name, runner.self_check()
 

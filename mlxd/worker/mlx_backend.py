@@ -75,7 +75,7 @@ class MlxBackend:
             dtype=loaded.dtype,
             paged=config.cache.paged,
             tokenizer_file=folder / TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None,
-            kernels=gpu_kernels(device),
+            kernels=gpu_kernels(device, loaded.dtype),
         )
         warnings = [*plan.warnings, *runner.self_check()]
         # mlx-lm's own caches are a slot's alone.

@@ -23,6 +23,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def kernels() -> PagedKernels:
-    made = gpu_kernels(platform.detect_device())
+    made = gpu_kernels(platform.detect_device(), mx.bfloat16)
     assert made is not None
     return made

@@ -27,7 +27,7 @@ MAX_FLAT_TOKENS = 16
 """Chunks up to this long run as rows of one query each."""
 QUERY_STEP = 64
 KEY_STEP = 256
-"""Long chunks and their sequences are padded to four sizes for each power of two of these on CUDA, where cuDNN
+"""Long chunks and their sequences are padded to few sizes, multiples of these, on CUDA, where cuDNN
 spends some 40 ms on a plan for each new set of sizes."""
 FLAT = (0, 0)
 MAX_FUSED_DIM = 128
