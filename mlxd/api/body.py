@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-from itertools import chain
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +21,7 @@ MAX_REMEMBERED_FIELDS = 256
 
 _MISSING_FIELD = re.compile(r"Object missing required field `(\w+)`")
 _MAX_EXACT_INTEGER = 2**63
+_CONTAINERS = frozenset((dict, list))
 
 
 class BodyDecoder:
@@ -82,10 +82,15 @@ def _with_integers(value: object) -> object:
 
 
 def _deeper_than(value: object, max_depth: int) -> bool:
-    level = [value] if isinstance(value, (dict, list)) else []
+    level: list[Any] = [value] if isinstance(value, (dict, list)) else []
     for _ in range(max_depth):
-        children = chain.from_iterable(item.values() if isinstance(item, dict) else item for item in level)
-        level = [child for child in children if isinstance(child, (dict, list))]
+        inner: list[Any] = []
+        for item in level:
+            members = item.values() if isinstance(item, dict) else item
+            # Looked through at C's speed: lists of a million token ids are common, and hold nothing.
+            if not _CONTAINERS.isdisjoint(map(type, members)):
+                inner += [member for member in members if type(member) in _CONTAINERS]
+        level = inner
         if not level:
             return False
     return True
