@@ -65,9 +65,9 @@ class AutoFormat(ToolFormat):
                 self._readers.setdefault(marker, tool_format)
 
     def is_prose(self, opening: str) -> bool:
-        return opening in BareFormat.openings and (
-            not self.session.tools or self._readers[opening].is_prose(opening)
-        )
+        if opening in BareFormat.openings and not self.session.tools:
+            return True
+        return self._readers[opening].is_prose(opening)
 
     def read(self, opening: str) -> Reading[None]:
         yield from self._readers[opening].read(opening)

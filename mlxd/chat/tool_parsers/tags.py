@@ -20,6 +20,7 @@ _FUNCTION_END = "</function>"
 _PARAMETER, _PARAMETER_END = "<parameter=", "</parameter>"
 _ENDS = (_FUNCTION_END, TOOL_CALL_END)
 _VALUE_ENDS = MarkerScanner((_PARAMETER_END, _PARAMETER, *_ENDS))
+_OTHER_TAG = re.compile(r"[ \t\r\n]*+<[^f]")
 _TAG_VALUE = re.compile(r"[^<>\s]+")
 
 
@@ -31,6 +32,11 @@ class TaggedFormat(ToolFormat):
 
     closers: ClassVar[dict[str, str]] = {TOOL_CALL: TOOL_CALL_END}
     markers: ClassVar[tuple[str, ...]] = (TOOL_CALL,)
+
+    def is_prose(self, opening: str) -> bool:
+        """A tag must not follow a tag, but for a function's."""
+        source = self.source
+        return opening[0] == "<" and _OTHER_TAG.match(source.text, source.position) is not None
 
     def read(self, opening: str) -> Reading[None]:
         if opening == FUNCTION:

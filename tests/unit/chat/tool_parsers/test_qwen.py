@@ -26,6 +26,8 @@ CASES = [
     Case("calling tool", CALLING, [CALL], raw=['{"city": "Paris"}']),
     Case("calling tool in prose", f"I check. {CALLING} Wait.", [CALL], "I check. Wait."),
     Case("calling tools", f"{CALLING}\n{CALLING}", [CALL, CALL]),
+    Case("calling a name like a tag", "[Calling tool: <x>({})]", [("<x>", {})]),
+    prose("a tag that begins no body", "<tool_call> <tool_call><b> <function=<b>"),
     Case("calling without arguments", "[Calling tool: get_time()]", [("get_time", {})]),
     Case("calling with spaces", '[Calling tool:  add( {"a": 1} ) ]', [("add", {"a": 1})]),
     Case(
