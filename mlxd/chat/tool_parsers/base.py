@@ -160,10 +160,10 @@ def _inside_word(texts: Sequence[str]) -> re.Pattern[str]:
     long = [text for text in texts if len(text) > 1]
     first = {text[0] for text in long}
     characters = rf"[^\s{re.escape(''.join(sorted(first)))}]++"
-    # A character that also begins a longer text must show by its neighbour that it does not.
+    # A character that may begin a longer text must show by its neighbour that it does not.
     shared = [
         f"{re.escape(text)}(?=[^{re.escape(''.join(sorted(t[1] for t in long if t[0] == text)))}])"
-        for text in sorted(first.intersection(texts))
+        for text in sorted(first)
     ]
     return re.compile(f"(?>{'|'.join((characters, *shared))})*+")
 
