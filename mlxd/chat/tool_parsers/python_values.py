@@ -30,7 +30,10 @@ _SCALAR = rf"{NUMBER.pattern}|True|False|None|{_STRING}"
 _KEY = rf"{_STRING}{SPACE}:{SPACE}"
 _VALUE = value_pattern(1, _SCALAR, _KEY)
 _TRANSLATED = re.compile(r"""'(?P<string>[^']*)'|"[^"]*"|True|False|None|\(""")
-_ARGUMENT = re.compile(rf"([A-Za-z_][A-Za-z0-9_]*+){SPACE}=({SPACE}{_VALUE}){SPACE}(?:,{SPACE}|(?=\)))")
+# One level deeper than the others: most arguments are read whole by this alone.
+_ARGUMENT = re.compile(
+    rf"([A-Za-z_][A-Za-z0-9_]*+){SPACE}=({SPACE}{value_pattern(2, _SCALAR, _KEY)}){SPACE}(?:,{SPACE}|(?=\)))"
+)
 _ARGUMENTS = re.compile(rf"(?>{_ARGUMENT.pattern})++")
 
 _PLAIN = {"'": re.compile(r"[^'\\]+"), '"': re.compile(r'[^"\\]+')}
