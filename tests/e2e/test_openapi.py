@@ -37,6 +37,9 @@ CASES = int(os.environ.get("MLXD_OPENAPI_CASES", "0"))
 SOUND = {
     "messages": [{"role": "user", "content": "Hi"}],
     "prompt": "Hi",
+    "input": "Hi",
+    "query": "Hi",
+    "documents": ["Hi"],
     "tokens": [1, 2],
     "max_tokens": 9,
     "tool_name": "a_tool",

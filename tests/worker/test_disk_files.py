@@ -276,13 +276,18 @@ class Tier:
         return self.said.get(timeout=10)
 
 
+def tier_threads() -> list[str]:
+    """Those of any tier that still run."""
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("disk-")]
+
+
 @pytest.fixture
 def tier(folder: BlockFolder) -> Iterator[Tier]:
     made = Tier(folder)
     assert made.hear() == BlocksFound((), True)
     yield made
     made.tier.stop()
-    assert threading.active_count() == 1
+    assert tier_threads() == []
 
 
 def stored(tier: Tier, numbers: Sequence[int]) -> None:
@@ -383,4 +388,4 @@ def test_the_threads_end_when_the_front_is_gone(folder: BlockFolder) -> None:
     tier.start()
     tier.handle(FetchBlocks(1, (block(1),)))
     tier.stop()
-    assert threading.active_count() == 1
+    assert tier_threads() == []
