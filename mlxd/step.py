@@ -286,6 +286,8 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     warnings: tuple[str, ...] = ()
     shares_prefixes: bool = True
     """whether a sequence may begin with blocks that others filled; not where state lies outside of them"""
+    enforces_grammars: bool = True
+    """Playback says what it was told to, so tokens that a grammar would force are not said for it."""
     disk: DiskInfo | None = None
     """None: no disk tier, because none was asked for or it cannot be had (then there is a warning)"""
 

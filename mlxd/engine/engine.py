@@ -455,7 +455,9 @@ class Engine:
             grammar = msgspec.structs.replace(grammar, stop_token_ids=stops)
         banned = stops if sampling.min_tokens else ()
         sampling = msgspec.structs.replace(sampling, seed=seed, stop_token_ids=banned, grammar=grammar)
-        return msgspec.structs.replace(params, sampling=sampling)
+        assert self.info is not None
+        forced = params.forced_token_ids if self.info.enforces_grammars else ()
+        return msgspec.structs.replace(params, sampling=sampling, forced_token_ids=forced)
 
     async def _load_text(self, path: Path) -> None:
         try:

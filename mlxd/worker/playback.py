@@ -144,6 +144,7 @@ class PlaybackBackend:
             dtype="int32",
             versions=versions(),
             warnings=warnings,
+            enforces_grammars=False,
             disk=self.disk.info if self.disk is not None else None,
         )
 

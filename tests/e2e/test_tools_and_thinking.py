@@ -210,3 +210,17 @@ def test_a_prompt_that_opens_the_block(start: Callable[[dict[str, Any]], ServerP
     assert told(ask(server, "cut"))[:2] == told(ask_streaming(server, "cut"))[:2] == ("", "cut")
     quick = {"extra_body": {"enable_thinking": False}}
     assert told(ask(server, "Hello", **quick))[:2] == ("Hello", "")
+
+
+def test_a_call_that_is_asked_for_is_played_as_it_stands(playback: ServerProcess) -> None:
+    call = '<tool_call>{"name":"weather","arguments":{"city":"Bern"}}</tool_call>'
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    with connect(playback) as client:
+        answer = client.chat.completions.create(
+            model="default",
+            messages=user(played(call)),
+            tools=[tool],
+            tool_choice={"type": "function", "function": {"name": "weather"}},
+        )
+    [made] = answer.choices[0].message.tool_calls or []
+    assert made.function.arguments == '{"city":"Bern"}'
