@@ -21,7 +21,14 @@ from mlxd.api.openai.logprobs import (
     mean_logprob,
     vllm_prompt_logprobs,
 )
-from mlxd.api.openai.mcp_turns import McpTools, McpTurn, own_tools, read_mcp_tools, run_calls
+from mlxd.api.openai.mcp_turns import (
+    McpTools,
+    McpTurn,
+    later_choice,
+    own_tools,
+    read_mcp_tools,
+    run_calls,
+)
 from mlxd.api.openai.message import finish_reason, whole_message
 from mlxd.api.openai.messages import template_messages
 from mlxd.api.openai.sampling import plan_sequences, refuse_unsupported
@@ -194,8 +201,7 @@ class _Chat:
             raise GenerationTimeout("the request's time was up while MCP tools ran") from None
         self._messages += [last.message(), *results]
         self._mcp_calls += shown
-        # A call that was forced has been made; whether there is another is the model's to say.
-        return await self._turn(None if self._fields.tool_choice != "none" else "none"), shown
+        return await self._turn(later_choice(self._fields.tool_choice)), shown
 
     async def _turn(self, tool_choice: Any) -> _Turn:
         fields, services = self._fields, self._services

@@ -127,6 +127,15 @@ def own_tools(tools: Iterable[Any] | None) -> list[Any]:
     return [tool for tool in tools or () if not (isinstance(tool, dict) and tool.get("type") == "mcp")]
 
 
+def later_choice(tool_choice: Any) -> Any:
+    """The `tool_choice` of the answers after the first: a call that was forced has been made, so another is
+    the model's to decide; but what it may not call it still may not."""
+    if not isinstance(tool_choice, dict) or tool_choice.get("type") != "allowed_tools":
+        return None
+    allowed = tool_choice.get("allowed_tools", tool_choice)
+    return {"type": "allowed_tools", "allowed_tools": {**allowed, "mode": "auto"}}
+
+
 class McpTurn:
     """One answer of the model. Its calls of MCP tools are kept back from the client, unless one of the
     client's own functions is called too, or the answer was cut, or it is the last one that may be: then the

@@ -256,6 +256,18 @@ def test_the_server_runs_calls_between_answers() -> None:
     assert usage["prompt_tokens"] == sum(len(request.prompt_token_ids) for request in requests)
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_may_not_be_called_may_not_be_called_later(nested: bool) -> None:
+    allowed = {"mode": "required", "tools": [{"type": "function", "function": {"name": "sums__add"}}]}
+    choice = {"type": "allowed_tools", **({"allowed_tools": allowed} if nested else allowed)}
+    scene = Scene(called("sums__add"), "Done.")
+    scene.chat(tools=[SUMS], tool_choice=choice)
+    assert len(scene.prompts()) == 2
+    assert all("sums__sub" not in prompt for prompt in scene.prompts())
+    grammars = [request.sampling.grammar for request in scene.engine.submitted]
+    assert [grammar and bool(grammar.triggers) for grammar in grammars] == [False, True]
+
+
 @pytest.mark.parametrize(
     "answers",
     [
