@@ -29,6 +29,7 @@ from bench.server import ServerProcess, is_idle
 
 SLICES = 5
 MAX_RSS_GROWTH = 0.05
+CONNECTION = "mlxd.server.protocol.Connection"
 REMEMBERED = dict.fromkeys(
     (
         "mlxd.engine.request_log.EndedRequest",
@@ -96,12 +97,14 @@ class Soak:
         return found
 
 
-def remains(server: ServerProcess, num_sockets: int | None = None) -> Remains:
-    """What is left once nothing runs and no more than `num_sockets` are open, or will not close."""
+def remains(server: ServerProcess) -> Remains:
+    """What is left once nothing runs and no connection is open, the last question's own included.
+
+    A connection that will not close is waited for and then counted.
+    """
     status = server.wait_idle()
-    if num_sockets is not None:
-        with contextlib.suppress(RuntimeError):
-            server.wait_until(lambda: server.num_sockets() <= num_sockets, 5.0, "sockets to close")
+    with contextlib.suppress(RuntimeError):
+        server.wait_until(lambda: CONNECTION not in server.objects(), 5.0, "connections to close")
     return Remains(
         used_blocks=status["cache"]["used_blocks"],
         sockets=server.num_sockets(),
@@ -154,7 +157,7 @@ def soak(args: argparse.Namespace) -> Soak:
         results, after = [], []
         for number in range(SLICES):
             results.append(run_slice(args, server, folder, requests=args.requests // SLICES, seed=number))
-            after.append(remains(server, before.sockets))
+            after.append(remains(server))
         status = server.status()
     errors: dict[str, int] = {}
     for result in results:
