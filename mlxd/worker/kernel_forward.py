@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxd.step import NULL_BLOCK
-from mlxd.worker.attention.kernel import QUERY_STEP, KernelLayer, Order, StepRows, step_rows
+from mlxd.worker.attention.chunks import QUERY_STEP
+from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows, step_rows
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import PagedForward
 from mlxd.worker.fusing import FusedAttention, FusedPair, Tap, fuse_attention, fuse_mlp
@@ -141,8 +142,9 @@ class KernelForward:
         order = Order.begin(after)
         for layer in self._layers:
             layer.begin(rows, order)
-        output: mx.array = self._model(tokens[:, None], cache=self._layers)
-        return output, order.end()
+        with self._fused():
+            output: mx.array = self._model(tokens[:, None], cache=self._layers)
+        return output, order.done
 
     @contextlib.contextmanager
     def _fused(self) -> Iterator[None]:
@@ -162,9 +164,7 @@ class KernelForward:
                 packed[index * num_rows : (index + 1) * num_rows] for index in range(4)
             )
             rows = Rows(context_lens, starts, packed[4 * num_rows :], max_context)
-            step_rows = StepRows(positions, rows, num_rows, rotations={})
-            with self._fused():
-                logits, after = self._run(last_tokens[slots], step_rows, after)
+            logits, after = self._run(last_tokens[slots], StepRows(positions, rows, num_rows), after)
             return logits.squeeze(1), after
 
         compiled: DecodeStep = mx.compile(step)

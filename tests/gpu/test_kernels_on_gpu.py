@@ -8,10 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxd.worker.kernels.paged import PagedKernels, Projected, Rows
+from mlxd.worker.kernels.paged import PagedKernels, Places, Projected, Rows
 from mlxd.worker.kernels.source import Fusion
 from mlxd.worker.kernels.tile import AttentionShape
-from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, make_fused_case, relative_error
+from tests.worker.kernel_cases import (
+    PLACED,
+    TOLERANCES,
+    Case,
+    Floats,
+    make_case,
+    make_fused_case,
+    relative_error,
+)
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 SHORT = [1, 2, 15, 16, 17, 33, 64, 65, 200, 0]
@@ -136,6 +144,45 @@ def test_decode_from_the_projections(
     output = kernels.attend_projected(shape, there.rows, projected, *pools, after=there.after)
     assert relative_error(numbers(output)[:, :, 0], fused.case.expected()) < 2 * TOLERANCES[dtype]
     check_pools(there, fused.case, {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype])
+
+
+@every_dtype
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("epsilon", [None, 1e-6])
+@pytest.mark.parametrize("traditional", [False, True])
+def test_place_and_collect(
+    kernels: PagedKernels, dtype: str, epsilon: float | None, traditional: bool, own: bool
+) -> None:
+    shape = attention_shape(dtype=dtype, num_heads=6, key_dim=128, value_dim=128)
+    fused = make_fused_case(shape, [7, 40, 16, 17, 1], epsilon=epsilon, traditional=traditional)
+    case = fused.case
+    there = OnDevice(case)
+    weights = None
+    if epsilon is not None:
+        weights = there.array(fused.query_weight), there.array(fused.key_weight)
+    projected = Projected(
+        there.array(fused.qkv)[:, None], mx.array(fused.rotation), Fusion(traditional, epsilon), weights
+    )
+    tokens = PLACED.reshape(-1)
+    slots = np.append(case.slot_mapping[tokens], np.int32(PLACED.shape[1]))
+    places = Places(*PLACED.shape, mx.array(tokens), mx.array(slots))
+    pools = there.key_pool, there.value_pool
+    placed = kernels.place(shape, projected, places, *pools, own=own, after=there.after)
+    mx.eval(placed.queries, placed.written)
+    rounding = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}[dtype]
+    check_pools(there, case, rounding)
+    made = [(placed.queries, case.queries), (placed.keys, case.keys), (placed.values, case.values)]
+    for output, heads in made if own else made[:1]:
+        assert output is not None
+        expected = heads[PLACED].swapaxes(1, 2)
+        np.testing.assert_allclose(numbers(output), expected, rtol=rounding, atol=rounding)
+    order = [(0, 1, 2), (0, 0, 0), (1, 4, 0), (0, 1, 1)]
+    lengths = [PLACED.shape[1], 1]
+    sources = [placed.queries, there.queries]
+    wanted = np.array([(*token, lengths[token[0]]) for token in order], dtype=np.int32)
+    collected = numbers(kernels.collect(shape, sources, mx.array(wanted)))
+    for output, (source, sequence, place) in zip(collected, order, strict=True):
+        np.testing.assert_array_equal(output[:, 0], numbers(sources[source])[sequence, :, place])
 
 
 @every_dtype

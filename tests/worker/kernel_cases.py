@@ -147,6 +147,10 @@ def relative_error(output: npt.NDArray[np.generic], expected: npt.NDArray[np.flo
     return float(np.linalg.norm(output.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
+PLACED = np.array([[4, 0, 2], [1, 3, 3]], dtype=np.int32)
+"""Tokens of a step at the places of two sequences, the last one twice."""
+
+
 @dataclass(frozen=True, slots=True)
 class FusedCase:
     """A case whose queries and keys come straight from the projections. `case` holds what becomes of them."""

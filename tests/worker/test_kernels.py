@@ -15,22 +15,32 @@ from mlxd.worker.kernels.source import (
     Fusion,
     KernelSource,
     can_fuse,
+    collect_source,
     copy_source,
     decode_source,
     gather_source,
     merge_source,
+    place_source,
     take_source,
     take_vector,
     vector_elements,
     write_source,
 )
 from mlxd.worker.kernels.tile import AttentionShape, Tile, choose_splits, choose_tile, context_class
-from tests.worker.kernel_cases import TOLERANCES, Case, Floats, make_case, make_fused_case, relative_error
+from tests.worker.kernel_cases import (
+    PLACED,
+    TOLERANCES,
+    Case,
+    Floats,
+    make_case,
+    make_fused_case,
+    relative_error,
+)
 from tests.worker.metal_shim import shim
 
 pytestmark = pytest.mark.skipif(shim.COMPILER is None, reason="needs g++")
 
-INTEGERS = ("context_lens", "table_starts", "block_tables", "slot_mapping", "pairs", "lengths")
+INTEGERS = ("context_lens", "table_starts", "block_tables", "slot_mapping", "pairs", "lengths", "tokens")
 NUMPY = {"bfloat16": "uint16", "float16": "float16", "float32": "float32"}
 CONTEXTS = [1, 2, 15, 16, 17, 33, 64, 65, 200, 0]
 
@@ -296,6 +306,75 @@ def test_write_gather_and_copy(dialect: Dialect, changes: dict[str, object], fol
     for name, pool in zip(("key_pool", "value_pool"), pools, strict=True):
         pool[pairs[:, 1]] = pool[pairs[:, 0]]
         np.testing.assert_array_equal(loaded(arrays[name]), pool)
+
+
+@both_dialects
+@pytest.mark.parametrize(
+    ("changes", "epsilon", "traditional"),
+    [
+        ({"key_dim": 128, "value_dim": 128, "num_heads": 6, "dtype": "bfloat16"}, 1e-6, False),
+        ({"key_dim": 96, "value_dim": 64, "num_heads": 14}, 1e-5, True),
+        ({"key_dim": 16, "value_dim": 16, "num_kv_heads": 1, "dtype": "float16"}, None, False),
+    ],
+    ids=["norm", "traditional-norm", "plain"],
+)
+@pytest.mark.parametrize("own", [False, True])
+def test_place(
+    dialect: Dialect,
+    changes: dict[str, object],
+    epsilon: float | None,
+    traditional: bool,
+    own: bool,
+    folder: Path,
+) -> None:
+    """Queries side by side, keys and values in the pool and, with `own`, beside the queries."""
+    shape = attention_shape(**changes)
+    fused = make_fused_case(shape, [7, 40, 16, 17, 1], epsilon=epsilon, traditional=traditional)
+    case, tile = fused.case, choose_tile(shape, REGISTERS[dialect])
+    fusion = Fusion(traditional, epsilon)
+    assert can_fuse(shape, tile, fusion)
+    more = {name: stored(getattr(fused, name), shape.dtype) for name in ("qkv", "query_weight", "key_weight")}
+    arrays = case_arrays(case, written=False) | more | {"rotation": fused.rotation}
+    arrays["tokens"] = PLACED.reshape(-1)
+    arrays["slot_mapping"] = np.append(case.slot_mapping[arrays["tokens"]], np.int32(3))
+    made = {"queries": case.queries, "keys": case.keys, "values": case.values}
+    for name, heads in made.items():
+        arrays[name] = stored(
+            np.full((2, heads.shape[1], 3, heads.shape[2]), np.nan, np.float32), shape.dtype
+        )
+    arrays["done"] = arrays["after"] = stored(np.zeros(1, dtype=np.float32), shape.dtype)
+    threads = 64
+    groups = -(-(shape.num_heads + 2 * shape.num_kv_heads) * tile.lanes // threads)
+    kernel = compiled(place_source(shape, tile, dialect, fusion, own=own), dialect, shape.dtype, folder)
+    kernel(arrays, (groups * PLACED.size, 1, 1), threads)
+    rounding = {"float32": 2e-6, "float16": 1e-3, "bfloat16": 8e-3}[shape.dtype]
+    for name, heads in made.items() if own else [("queries", case.queries)]:
+        expected = heads[PLACED].swapaxes(1, 2)
+        np.testing.assert_allclose(loaded(arrays[name]), expected, rtol=rounding, atol=rounding)
+    for name, pool in zip(("key_pool", "value_pool"), case.pools_after_write(), strict=True):
+        np.testing.assert_allclose(loaded(arrays[name]), pool, rtol=rounding, atol=rounding)
+    assert loaded(arrays["done"])[0] == 1
+
+
+@both_dialects
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_collect(dialect: Dialect, dtype: str, folder: Path) -> None:
+    shape = attention_shape(num_heads=3, num_kv_heads=1, value_dim=24, dtype=dtype)
+    generator = np.random.default_rng(0)
+    sizes = [(2, 1), (2, 5), (4, 1)]
+    sources = [
+        stored(generator.normal(size=(n, 3, length, 24)).astype(np.float32), dtype) for n, length in sizes
+    ]
+    tokens = [(0, 1, 0), (2, 3, 0), (1, 1, 4), (1, 0, 2), (0, 0, 0)]
+    places = np.array([(*token, sizes[token[0]][1]) for token in tokens], dtype=np.int32)
+    arrays = {f"source{number}": source for number, source in enumerate(sources)}
+    arrays |= {"places": places, "out": np.zeros((len(tokens), 3, 24), dtype=sources[0].dtype)}
+    kinds = {name: array.dtype.name for name, array in arrays.items()}
+    kernel = shim.ShimKernel(collect_source(shape, len(sources), dialect), dialect, kinds, folder)
+    threads = 4
+    kernel(arrays, (-(-3 * 24 // take_vector(24, dtype) // threads) * len(tokens), 1, 1), threads)
+    expected = np.stack([sources[source][sequence, :, place] for source, sequence, place in tokens])
+    np.testing.assert_array_equal(arrays["out"], expected)
 
 
 @both_dialects

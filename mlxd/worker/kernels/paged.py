@@ -23,6 +23,8 @@ from mlxd.worker.platform import Device, gpu_cores
 MOVER_THREADS = 128
 MANY_SIMDGROUPS = 8
 FEW_SIMDGROUPS = 4
+SOURCES = 8
+"""Results are collected from as many arrays, or a multiple: another number would be another kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,29 @@ class Projected:
     fusion: Fusion
     weights: tuple[mx.array, mx.array] | None = None
     """[key_dim] twice, of the queries' and the keys' normalisation"""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """n sequences of L places, each for a token of the step; a token may have several."""
+
+    num_sequences: int
+    length: int
+    tokens: mx.array
+    """int32 [n * L]"""
+    slot_mapping: mx.array
+    """int32 [n * L + 1]: where in the pool each of them belongs, then L"""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """[n, heads, L, dim] each."""
+
+    queries: mx.array
+    written: mx.array
+    """[1, 1, 1, 1]: comes after the pool has the tokens"""
+    keys: mx.array | None
+    values: mx.array | None
 
 
 class PagedKernels:
@@ -91,7 +116,10 @@ class PagedKernels:
         after: mx.array,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        """`attend` with keys and values, from what the projections gave -> [N, num_heads, 1, value_dim]"""
+        """`attend` with keys and values, from what the projections gave -> [R, num_heads, 1, value_dim]
+
+        `rows` are the first R of those that were projected.
+        """
         weights = [] if projected.weights is None else [*projected.weights]
         given = [projected.qkv, projected.rotation, *weights], [key_pool, value_pool]
         return self._decode(
@@ -116,7 +144,7 @@ class PagedKernels:
         fusion: Fusion | None,
     ) -> mx.array:
         """`queries` and `pools`: the kernel's inputs before and after those that say where rows are."""
-        num_rows, dtype = queries[0].shape[0], queries[0].dtype
+        num_rows, dtype = rows.context_lens.shape[0], queries[0].dtype
         splits, tile = self.plan(shape, num_rows, rows.max_context)
         places = [rows.context_lens, rows.table_starts, rows.block_tables]
         given_sinks = [] if sinks is None else [sinks]
@@ -181,6 +209,67 @@ class PagedKernels:
             dtypes=[key_pool.dtype],
         )
         return done
+
+    def place(
+        self,
+        shape: AttentionShape,
+        projected: Projected,
+        places: Places,
+        key_pool: mx.array,
+        value_pool: mx.array,
+        *,
+        own: bool,
+        after: mx.array,
+    ) -> Placed:
+        """Chunks' tokens, from what the projections gave, into n sequences of L places and into the pool.
+
+        `own`: also give keys and values as they are beside the queries.
+        """
+        tile = self._tile(shape, FEW_SIMDGROUPS)
+        count, length = places.num_sequences, places.length
+        heads_in_group = MOVER_THREADS // tile.lanes
+        groups = -(-(shape.num_heads + 2 * shape.num_kv_heads) // heads_in_group)
+        weights = [] if projected.weights is None else [*projected.weights]
+        shapes: list[tuple[int, ...]] = [(count, shape.num_heads, length, shape.key_dim)]
+        if own:
+            shapes += [(count, shape.num_kv_heads, length, dim) for dim in (shape.key_dim, shape.value_dim)]
+        shapes.append((1, 1, 1, 1))
+        outputs = self._run(
+            source.place_source(shape, tile, self.dialect, projected.fusion, own=own),
+            [
+                projected.qkv,
+                projected.rotation,
+                *weights,
+                places.tokens,
+                places.slot_mapping,
+                key_pool,
+                value_pool,
+                after,
+            ],
+            groups=(groups * count * length, 1, 1),
+            num_threads=MOVER_THREADS,
+            shapes=shapes,
+            dtypes=[key_pool.dtype] * len(shapes),
+        )
+        keys, values = outputs[1:3] if own else (None, None)
+        return Placed(outputs[0], outputs[-1], keys, values)
+
+    def collect(self, shape: AttentionShape, sources: list[mx.array], places: mx.array) -> mx.array:
+        """[n, num_heads, L, value_dim] each, n and L of its own -> [N, num_heads, 1, value_dim]
+
+        int32 places [N, 4]: for each token its source, its sequence there, its place in that, and L.
+        """
+        sources = sources + sources[:1] * (-len(sources) % SOURCES)
+        pieces = shape.num_heads * shape.value_dim // source.take_vector(shape.value_dim, shape.dtype)
+        (collected,) = self._run(
+            source.collect_source(shape, len(sources), self.dialect),
+            [*sources, places],
+            groups=(-(-pieces // MOVER_THREADS) * places.shape[0], 1, 1),
+            num_threads=MOVER_THREADS,
+            shapes=[(places.shape[0], shape.num_heads, 1, shape.value_dim)],
+            dtypes=[sources[0].dtype],
+        )
+        return collected
 
     def gather(
         self,

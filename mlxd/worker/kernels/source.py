@@ -94,7 +94,7 @@ def decode_source(
         macros["TRADITIONAL"] = fusion.traditional
         constants["EPSILON"] = float(fusion.epsilon or 0.0)
     outputs = ["parts", "stats"] if split else ["out"]
-    helpers = _read("span.h") + ("" if fusion is None else _read("fuse.h"))
+    helpers = _read("pieces.h") + _read("span.h") + ("" if fusion is None else _read("fuse.h"))
     return _assemble("decode", shape.dtype, dialect, inputs, outputs, constants, macros, helpers)
 
 
@@ -125,6 +125,43 @@ def copy_source(shape: AttentionShape, dialect: Dialect) -> KernelSource:
     """Whole blocks, copied in place (text/copy.h)."""
     inputs = ["pairs", "key_pool", "value_pool", "after"]
     return _assemble("copy", shape.dtype, dialect, inputs, ["done"], _mover(shape))
+
+
+@functools.cache
+def place_source(
+    shape: AttentionShape, tile: Tile, dialect: Dialect, fusion: Fusion, *, own: bool
+) -> KernelSource:
+    """Chunks' tokens from the projections to attention and pool (text/place.h). `own`: keys and values come
+    back too."""
+    norm = fusion.epsilon is not None
+    inputs = ["qkv", "rotation", *["query_weight", "key_weight"] * norm]
+    inputs += ["tokens", "slot_mapping", "key_pool", "value_pool", "after"]
+    constants: dict[str, int | float] = {
+        **_sizes(shape),
+        "NUM_HEADS": shape.num_heads,
+        "LANES": tile.lanes,
+        "KEY_VECTOR": tile.key_vector,
+        "VALUE_VECTOR": tile.value_vector,
+        "EPSILON": float(fusion.epsilon or 0.0),
+    }
+    macros = {"NORM": norm, "TRADITIONAL": fusion.traditional, "OWN": own}
+    outputs = ["queries", *["keys", "values"] * own, "done"]
+    helpers = _read("pieces.h") + _read("fuse.h")
+    return _assemble("place", shape.dtype, dialect, inputs, outputs, constants, macros, helpers)
+
+
+@functools.cache
+def collect_source(shape: AttentionShape, num_sources: int, dialect: Dialect) -> KernelSource:
+    """Attention's results in the order of a step's tokens (text/collect.h)."""
+    names = [f"source{number}" for number in range(num_sources)]
+    choice = "".join(f"(n) == {number} ? {name} : " for number, name in enumerate(names[:-1])) + names[-1]
+    constants = {
+        "NUM_HEADS": shape.num_heads,
+        "VALUE_DIM": shape.value_dim,
+        "VECTOR": take_vector(shape.value_dim, shape.dtype),
+    }
+    helpers = f"#define SOURCE(n) ({choice})\n"
+    return _assemble("collect", shape.dtype, dialect, [*names, "places"], ["out"], constants, helpers=helpers)
 
 
 @functools.cache

@@ -8,8 +8,6 @@
 #define STRIDE (SPAN * KEY_SIMDGROUPS)
 // Block numbers that a lane needs for a span: its tokens are in one block where blocks are multiples of spans.
 #define LOOKUPS (BLOCK_SIZE % SPAN == 0 ? 1 : UNROLL)
-#define KEY_PIECES (KEY_DIM / (LANES * KEY_VECTOR))
-#define VALUE_PIECES (VALUE_DIM / (LANES * VALUE_VECTOR))
 
 // Tokens visible <= t < stop count; key_group says which of a span's are this lane's.
 struct Bounds {
