@@ -1,4 +1,4 @@
-"""Steps through the model with our own attention kernels; those of decode rows alone as one compiled graph.
+"""Steps through the model with our own attention kernels, as compiled graphs.
 
 It does not know sampling. A compiled graph belongs to one shape, so rows and tables come in few sizes: a step
 is filled up with rows that write to NULL_BLOCK and whose results nobody reads.
@@ -7,6 +7,7 @@ is filled up with rows that write to NULL_BLOCK and whose results nobody reads.
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
@@ -15,8 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mlxd.step import NULL_BLOCK
-from mlxd.worker.attention.chunks import QUERY_STEP
-from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows, step_rows
+from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows
+from mlxd.worker.attention.layout import (
+    MIN_TABLE,
+    QUERY_STEP,
+    ROW_BUCKETS,
+    ROW_STEP,
+    StepLayout,
+    StepShape,
+    at_least,
+)
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.forward import PagedForward
 from mlxd.worker.fusing import FusedAttention, FusedPair, Tap, fuse_attention, fuse_mlp
@@ -25,14 +34,35 @@ from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import RowSelection
 from mlxd.worker.warmup import WarmStep
 
-ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-ROW_STEP = 64
-"""More rows come in multiples of this."""
-MIN_TABLE = 1024
 ROW_TABLE = 64
-"""Tables have room for this many blocks a row, or four times as many, and so on."""
+"""Tables of decode rows have room for this many blocks a row, or four times as many, and so on."""
+MAX_GRAPHS = 128
+"""of steps with chunks; the least recently used one is forgotten"""
 
 DecodeStep = Callable[[mx.array, mx.array, mx.array], tuple[mx.array, mx.array]]
+
+
+class MixedSteps:
+    """Steps with chunks, by shape.
+
+    A graph is compiled when its shape comes for the second time: that takes longer than the step itself.
+    """
+
+    def __init__(self, make: Callable[[StepShape], DecodeStep]) -> None:
+        self._make = make
+        self._steps: OrderedDict[StepShape, DecodeStep | None] = OrderedDict()
+
+    def get(self, shape: StepShape) -> DecodeStep:
+        if shape not in self._steps:
+            self._steps[shape] = None
+            if len(self._steps) > MAX_GRAPHS:
+                self._steps.popitem(last=False)
+            return self._make(shape)
+        self._steps.move_to_end(shape)
+        step = self._steps[shape]
+        if step is None:
+            step = self._steps[shape] = mx.compile(self._make(shape))
+        return step
 
 
 class KernelForward:
@@ -62,6 +92,7 @@ class KernelForward:
         self._dtype = pool.layers[0].keys.dtype
         self._after = mx.zeros((1, 1, 1, 1), dtype=self._dtype)
         self._compiled: dict[tuple[int, int], DecodeStep] = {}
+        self._mixed = MixedSteps(self._mixed_step)
 
     def fallback(self) -> PagedForward:
         """The same model and pool, by gathering."""
@@ -72,7 +103,7 @@ class KernelForward:
 
         Graphs for the contexts between are made when they come: the kernels are there by then.
         """
-        last = _at_least(max_num_seqs, ROW_BUCKETS, ROW_STEP)
+        last = at_least(max_num_seqs, ROW_BUCKETS, ROW_STEP)
         counts = [count for count in _row_buckets(last) if count <= max_num_seqs]
         steps = [
             WarmStep(count, context, greedy=count not in (1, max_num_seqs))
@@ -83,7 +114,8 @@ class KernelForward:
         chunks = (4, 4), (long, long), (QUERY_STEP, long)
         kinds = tuple((length, context) for length, context in chunks if length <= context)[:max_num_seqs]
         room = max_num_seqs - len(kinds)
-        return steps + [WarmStep(rows, chunks=kinds) for rows in sorted({0, min(1, room), room})]
+        mixed = [WarmStep(rows, chunks=kinds) for rows in sorted({0, min(1, room), room})]
+        return steps + mixed + mixed  # the second time compiled
 
     def release(self, slot: int) -> None:
         """Blocks are the front's; nothing else is kept."""
@@ -119,20 +151,14 @@ class KernelForward:
                 step = self._compiled[num_rows, max_context] = self._compile(num_rows, max_context)
             logits, self._after = step(mx.array(packed), last_tokens, self._after)
             return logits[: batch.num_decode_rows], [self._after]
-        decode_tokens = last_tokens[mx.array(batch.slots[: batch.num_decode_rows])]
-        tokens = mx.concatenate([decode_tokens, mx.array(batch.token_ids)])
-        rows = step_rows(batch, self._pool.block_size, pad=self._kernels.dialect == "cuda", dtype=self._dtype)
-        wanted = mx.array(batch.logit_tokens) if len(batch.logit_tokens) else None
-        self._selection.select(wanted)
-        try:
-            output, self._after = self._run(tokens, rows, self._after)
-            selected = self._selection.used
-        finally:
-            # The self-check goes on with another forward where this one fails.
-            self._selection.clear()
-        if wanted is None:
-            return None, [output[:1], self._after]
-        return (output if selected else output[wanted]).squeeze(1), [self._after]
+        layout = StepLayout.of(
+            batch, self._pool.block_size, self._context_class, pad=self._kernels.dialect == "cuda"
+        )
+        step = self._mixed.get(layout.shape)
+        output, self._after = step(mx.array(layout.packed), last_tokens, self._after)
+        if not len(batch.logit_tokens):
+            return None, [output, self._after]
+        return output[: len(batch.logit_tokens)], [self._after]
 
     def _context_class(self, num_rows: int, max_context: int) -> int:
         return self._kernels.context_class(num_rows, self._num_kv_heads, max_context)
@@ -158,13 +184,33 @@ class KernelForward:
             for part in parts:
                 part.open = False
 
+    def _mixed_step(self, shape: StepShape) -> DecodeStep:
+        """Of steps that have chunks: logits [num_logits, vocab_size], a hidden state where there are none."""
+
+        def step(packed: mx.array, last_tokens: mx.array, after: mx.array) -> tuple[mx.array, mx.array]:
+            arrays = shape.unpack(packed)
+            tokens = mx.where(arrays.slots < 0, arrays.token_ids, last_tokens[arrays.slots])
+            wanted = arrays.logit_tokens if shape.num_logits else None
+            self._selection.select(wanted)
+            try:
+                output, after = self._run(tokens, StepRows.of(shape, arrays, self._dtype), after)
+                selected = self._selection.used
+            finally:
+                # The self-check goes on with another forward where this one fails.
+                self._selection.clear()
+            if wanted is None:
+                return output[:1], after
+            return (output if selected else output[wanted]).squeeze(1), after
+
+        return step
+
     def _compile(self, num_rows: int, max_context: int) -> DecodeStep:
         def step(packed: mx.array, last_tokens: mx.array, after: mx.array) -> tuple[mx.array, mx.array]:
             context_lens, starts, positions, slots = (
                 packed[index * num_rows : (index + 1) * num_rows] for index in range(4)
             )
             rows = Rows(context_lens, starts, packed[4 * num_rows :], max_context)
-            logits, after = self._run(last_tokens[slots], StepRows(positions, rows, num_rows), after)
+            logits, after = self._run(last_tokens[slots], StepRows(positions, rows), after)
             return logits.squeeze(1), after
 
         compiled: DecodeStep = mx.compile(step)
@@ -178,7 +224,7 @@ def pack_decode(batch: StepBatch, block_size: int, scratch_slot: int) -> tuple[n
     Table 0 is NULL_BLOCK's, for the rows that fill up.
     """
     num_rows = batch.num_decode_rows
-    padded = _at_least(num_rows, ROW_BUCKETS, ROW_STEP)
+    padded = at_least(num_rows, ROW_BUCKETS, ROW_STEP)
     widths = -(-batch.context_lens // block_size)
     inside = np.arange(batch.block_tables.shape[1]) < widths[:, None]
     tables = batch.block_tables[inside]
@@ -201,8 +247,3 @@ def _row_buckets(last: int) -> list[int]:
     return [count for count in ROW_BUCKETS if count <= last] + list(
         range(ROW_BUCKETS[-1] + ROW_STEP, last + 1, ROW_STEP)
     )
-
-
-def _at_least(count: int, buckets: Sequence[int], step: int) -> int:
-    """The smallest bucket, or multiple of `step` beyond them, that holds `count`."""
-    return next((bucket for bucket in buckets if bucket >= count), -(-count // step) * step)

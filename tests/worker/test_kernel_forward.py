@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxd.worker.attention.chunks import common_size
+from mlxd.worker.attention.layout import common_size
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.fusing import fuse_attention, fuse_mlp
 from mlxd.worker.kernel_forward import pack_decode

@@ -10,19 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import mlx.core as mx
-import numpy as np
 
-from mlxd.worker.attention.chunks import (
-    FlatRows,
-    GivenCall,
-    LongChunks,
-    ProjectedCall,
-    chunk_parts,
-    table_rows,
-)
-from mlxd.worker.batch import StepBatch
+from mlxd.worker.attention.chunks import FlatRows, GivenCall, LayerCall, LongChunks, ProjectedCall
+from mlxd.worker.attention.layout import StepArrays, StepShape
 from mlxd.worker.fusing import FusedAttention, Rotary
-from mlxd.worker.kernels.paged import PagedKernels, Projected, Rows
+from mlxd.worker.kernels.paged import PagedKernels, Places, Projected, Rows
 from mlxd.worker.kernels.tile import AttentionShape
 from mlxd.worker.kv_pool import LayerCache
 
@@ -34,14 +26,32 @@ class StepRows:
     positions: mx.array
     """[N]"""
     decode: Rows | None
-    num_decode_rows: int
-    slot_mapping: mx.array | None = None
-    """[N - D]: places of the tokens that are not decode rows'"""
+    """of the first tokens"""
     chunks: tuple[FlatRows | LongChunks, ...] = ()
+    slot_mapping: mx.array | None = None
+    """[N], if there are chunks: the places of all tokens"""
     collected: mx.array | None = None
     """[N, 4], as PagedKernels.collect wants it; the sources: decode rows, if there are any, and `chunks`"""
     rotations: dict[tuple[object, ...], mx.array] = field(default_factory=dict)
     """tables of the rotary embeddings met so far"""
+
+    @classmethod
+    def of(cls, shape: StepShape, arrays: StepArrays, dtype: mx.Dtype) -> StepRows:
+        """Of a step with chunks."""
+        decode = None
+        if shape.decode is not None and (rows := arrays.decode) is not None:
+            decode = Rows(rows.context_lens, rows.table_starts, arrays.tables, shape.decode.max_context)
+        chunks: list[FlatRows | LongChunks] = []
+        if shape.flat is not None and (flat := arrays.flat) is not None:
+            rows = flat.rows
+            chunks.append(
+                FlatRows(
+                    Places(shape.flat.num_rows, 1, flat.tokens, flat.slot_mapping),
+                    Rows(rows.context_lens, rows.table_starts, arrays.tables, shape.flat.max_context),
+                )
+            )
+        chunks += [LongChunks(*long, dtype) for long in zip(shape.longs, arrays.longs, strict=True)]
+        return cls(arrays.positions, decode, tuple(chunks), arrays.slot_mapping, arrays.collected)
 
     def rotation(self, rotary: Rotary) -> mx.array:
         """Made once a step, for all layers that rotate alike."""
@@ -138,7 +148,7 @@ class KernelLayer:
         dtype = self.cache.keys.dtype
         shape = self.shape(queries.shape[1], scale, softcap, sinks is not None)
         fused, kernels = self._fused, self._kernels
-        call: ProjectedCall | GivenCall
+        call: LayerCall
         outputs = []
         if fused is not None and fused.tap.open and kernels.can_fuse(shape, fused.fusion):
             projected = Projected(
@@ -156,52 +166,25 @@ class KernelLayer:
             call = ProjectedCall(kernels, shape, *pools, projected, order.before)
         else:
             given, keys, values = queries.astype(dtype), keys.astype(dtype), values.astype(dtype)
-            split = step.num_decode_rows
+            written = order.before
+            if step.slot_mapping is not None:
+                # Decode rows' too, which their kernel writes once more.
+                written = kernels.write(shape, keys, values, step.slot_mapping, *pools, after=written)
             if step.decode is not None:
-                own = (keys[:split], values[:split]) if step.chunks else (keys, values)
                 outputs.append(
                     kernels.attend(
                         shape,
                         step.decode,
-                        given[:split] if step.chunks else given,
+                        given,
                         *pools,
-                        keys=own[0],
-                        values=own[1],
+                        keys=keys,
+                        values=values,
                         sinks=sinks,
                         after=order.before,
                     )
-                )
-            written = order.before
-            if step.slot_mapping is not None:
-                written = kernels.write(
-                    shape, keys[split:], values[split:], step.slot_mapping, *pools, after=written
                 )
             call = GivenCall(kernels, shape, *pools, given, written)
         outputs += [chunk.attend(call) for chunk in step.chunks]
         output = outputs[0] if step.collected is None else kernels.collect(shape, outputs, step.collected)
         order.done = output[:1, :1, :1, :1]
         return output.astype(queries.dtype)
-
-
-def step_rows(batch: StepBatch, block_size: int, *, pad: bool, dtype: mx.Dtype) -> StepRows:
-    """The rows of a step of any kind. `pad`: long chunks are padded to lengths that come often."""
-    split = batch.num_decode_rows
-    decode = None
-    if split:
-        decode = table_rows(batch, np.arange(split), batch.context_lens[:split], block_size)
-    if not batch.chunks:
-        return StepRows(mx.array(batch.positions), decode, split)
-    parts = chunk_parts(batch, block_size, pad=pad, dtype=dtype)
-    collected = np.empty((len(batch.positions), 4), dtype=np.int32)
-    collected[:split] = 0, 0, 0, 1
-    collected[:split, 1] = np.arange(split)
-    for number, part in enumerate(parts, 1 if split else 0):
-        collected[part.tokens, 0], collected[part.tokens, 1:] = number, part.collected()
-    return StepRows(
-        mx.array(batch.positions),
-        decode,
-        split,
-        mx.array(batch.slot_mapping[split:]),
-        tuple(parts),
-        mx.array(collected),
-    )

@@ -96,7 +96,7 @@ class PagedKernels:
         values: mx.array | None = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        """queries [N, num_heads, 1, key_dim] -> [N, num_heads, 1, value_dim]
+        """queries [N, num_heads, 1, key_dim] -> [R, num_heads, 1, value_dim], `rows` being the first R
 
         With `keys` and `values`, [N, num_kv_heads, 1, dim], each row's last token is written to the pool on
         the way; no other row may look at it in the same call. Without, the pool has all tokens.

@@ -1,0 +1,332 @@
+"""Where the tokens of a step with chunks go: one int32 array, and a shape of which there are few.
+
+It does not know layers or kernels. Steps of one shape run the same graph, so everything is filled up to sizes
+that come often: what is added computes what a token beside it does, or nothing, and is not looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from mlxd.step import NULL_BLOCK
+from mlxd.worker.batch import Chunk, StepBatch
+
+Int32s = npt.NDArray[np.int32]
+
+ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+ROW_STEP = 64
+"""More rows come in multiples of this."""
+MIN_TABLE = 1024
+"""Tables have room for so many blocks, or four times as many, and so on."""
+TOKEN_STEP = 64
+MAX_FLAT_TOKENS = 16
+"""Chunks up to this long run as rows of one query each."""
+QUERY_STEP = 64
+KEY_STEP = 256
+"""Long chunks and their sequences are padded to few sizes, multiples of these, on CUDA, where cuDNN
+spends some 40 ms on a plan for each new set of sizes."""
+PART_PAIRS = 1 << 21
+"""Pairs of a query and a key that on CUDA take no longer than the host needs for another attention call."""
+FLAT = (0, 0)
+
+ContextClass = Callable[[int, int], int]
+"""(rows, longest context) -> one that stands for it (PagedKernels.context_class)"""
+
+
+@dataclass(frozen=True, slots=True)
+class RowsShape:
+    """Rows of one query each, under one longest context."""
+
+    num_rows: int
+    max_context: int
+
+
+@dataclass(frozen=True, slots=True)
+class LongShape:
+    """Chunks that attend together: [num_chunks, length] queries over sequences of `size`."""
+
+    num_chunks: int
+    length: int
+    size: int
+    num_blocks: int
+    """of a sequence"""
+    fresh: bool
+    """each chunk is its whole sequence so far"""
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What decides a step's graph."""
+
+    num_tokens: int
+    num_logits: int
+    table_size: int
+    decode: RowsShape | None
+    flat: RowsShape | None
+    longs: tuple[LongShape, ...]
+
+    def unpack(self, packed: mx.array) -> StepArrays:
+        """Finds the arrays again that StepLayout has put one after another."""
+        start = 0
+
+        def take(*shape: int) -> mx.array:
+            nonlocal start
+            first, start = start, start + int(np.prod(shape))
+            part = packed[first:start]
+            return part if len(shape) == 1 else part.reshape(shape)
+
+        count = self.num_tokens
+        arrays = StepArrays(
+            slots=take(count),
+            token_ids=take(count),
+            positions=take(count),
+            slot_mapping=take(count),
+            collected=take(count, 4),
+            tables=take(self.table_size),
+            logit_tokens=take(self.num_logits),
+            decode=None,
+            flat=None,
+            longs=[],
+        )
+        if self.decode is not None:
+            arrays.decode = RowArrays(take(self.decode.num_rows), take(self.decode.num_rows))
+        if self.flat is not None:
+            rows = self.flat.num_rows
+            arrays.flat = FlatArrays(take(rows), take(rows + 1), RowArrays(take(rows), take(rows)))
+        for long in self.longs:
+            places = long.num_chunks * long.length
+            arrays.longs.append(
+                LongArrays(
+                    take(places),
+                    take(places + 1),
+                    take(long.num_chunks, long.num_blocks),
+                    take(long.num_chunks + 2),
+                    take(long.num_chunks),
+                )
+            )
+        return arrays
+
+
+@dataclass(slots=True)
+class RowArrays:
+    """Rows over `StepArrays.tables`; a row of context 0 is not there."""
+
+    context_lens: mx.array
+    table_starts: mx.array
+
+
+@dataclass(slots=True)
+class FlatArrays:
+    tokens: mx.array
+    slot_mapping: mx.array
+    """with the places of a sequence, 1, behind (PagedKernels.place)"""
+    rows: RowArrays
+
+
+@dataclass(slots=True)
+class LongArrays:
+    """Of n chunks of L places each."""
+
+    tokens: mx.array
+    """[n * L]: the token at each place"""
+    slot_mapping: mx.array
+    """[n * L + 1], with L behind"""
+    tables: mx.array
+    """[n, blocks of a sequence]"""
+    lengths: mx.array
+    """[n + 2]: tokens of each sequence, then their padded number and that of their blocks"""
+    first: mx.array
+    """[n]: the position of each chunk's first token"""
+
+
+@dataclass(slots=True)
+class StepArrays:
+    """int32, on the device, N tokens."""
+
+    slots: mx.array
+    """[N]: whose last token is this one; -1: it is in `token_ids`"""
+    token_ids: mx.array
+    positions: mx.array
+    slot_mapping: mx.array
+    collected: mx.array
+    """[N, 4]: where each token's attention is, see PagedKernels.collect; sources: decode, flat, longs"""
+    tables: mx.array
+    logit_tokens: mx.array
+    """[num_logits]"""
+    decode: RowArrays | None
+    flat: FlatArrays | None
+    longs: list[LongArrays]
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """One step: its shape, and its numbers as `StepShape.unpack` finds them."""
+
+    shape: StepShape
+    packed: Int32s
+
+    @classmethod
+    def of(cls, batch: StepBatch, block_size: int, context_class: ContextClass, *, pad: bool) -> StepLayout:
+        """Of a step that has chunks. `pad`: long ones to sizes that come often, and few calls for them."""
+        split, num_tokens = batch.num_decode_rows, len(batch.positions)
+        count = common_size(num_tokens, TOKEN_STEP, 8)
+        flat_chunks = [chunk for chunk in batch.chunks if chunk.length <= MAX_FLAT_TOKENS]
+        long_chunks = [chunk for chunk in batch.chunks if chunk.length > MAX_FLAT_TOKENS]
+        numbers = [*range(split), *(chunk.row for chunk in flat_chunks)]
+        tables, starts = _joined_tables(batch, numbers, block_size)
+        collected = np.zeros((count, 4), dtype=np.int32)
+        sources = itertools.count()
+        arrays: list[Int32s] = []
+        decode = flat = None
+        if split:
+            decode = RowsShape(
+                at_least(split, ROW_BUCKETS, ROW_STEP),
+                context_class(split, int(batch.context_lens[:split].max())),
+            )
+            collected[:split] = next(sources), 0, 0, 1
+            collected[:split, 1] = np.arange(split)
+            filler = decode.num_rows - split
+            arrays += [np.pad(rows[:split], (0, filler)) for rows in (batch.context_lens, starts)]
+        if flat_chunks:
+            tokens = np.concatenate([_tokens(chunk) for chunk in flat_chunks])
+            contexts = batch.positions[tokens] + 1
+            flat = RowsShape(
+                at_least(len(tokens), ROW_BUCKETS, ROW_STEP), context_class(len(tokens), int(contexts.max()))
+            )
+            collected[tokens] = next(sources), 0, 0, 1
+            collected[tokens, 1] = np.arange(len(tokens))
+            own = np.repeat(starts[split:], [chunk.length for chunk in flat_chunks])
+            slots = batch.slot_mapping[tokens]
+            filler = flat.num_rows - len(tokens)
+            # The last token again, as often as needed.
+            places = [np.pad(array, (0, filler), mode="edge") for array in (tokens, slots, contexts, own)]
+            places[1] = np.append(places[1], np.int32(1))
+            arrays += places
+        longs = []
+        for chunks in _together(long_chunks, pad=pad):
+            shape, long = _long_arrays(chunks, batch, block_size, pad=pad)
+            longs.append(shape)
+            arrays += long
+            number = next(sources)
+            for sequence, chunk in enumerate(chunks):
+                tokens = _tokens(chunk)
+                collected[tokens] = number, sequence, 0, shape.length
+                collected[tokens, 2] = np.arange(chunk.length)
+        collected[num_tokens:] = collected[0]
+        num_logits = len(batch.logit_tokens)
+        if num_logits:
+            num_logits = at_least(num_logits, ROW_BUCKETS, ROW_STEP)
+        slots = np.full(count, -1, dtype=np.int32)
+        slots[:split] = batch.slots[:split]
+        head = [slots]
+        head += [_filled(array, count) for array in (_given(batch), batch.positions, batch.slot_mapping)]
+        head += [collected.reshape(-1), tables, _filled(batch.logit_tokens, num_logits)]
+        return cls(
+            StepShape(count, num_logits, len(tables), decode, flat, tuple(longs)),
+            np.concatenate([*head, *arrays], dtype=np.int32),
+        )
+
+
+def common_size(size: int, step: int, sizes: int = 4) -> int:
+    """The next multiple of `step` that is one of few: `sizes`, a power of two, from a size to its double."""
+    steps = -(-size // step)
+    grain = max(1, (1 << (steps - 1).bit_length()) // (2 * sizes))
+    return -(-steps // grain) * grain * step
+
+
+def at_least(count: int, buckets: Sequence[int], step: int) -> int:
+    """The smallest bucket, or multiple of `step` beyond them, that holds `count`."""
+    return next((bucket for bucket in buckets if bucket >= count), -(-count // step) * step)
+
+
+def _filled(array: Int32s, size: int) -> Int32s:
+    """Zeros behind: token 0, position 0, a place in NULL_BLOCK."""
+    return np.pad(array, (0, size - len(array)))
+
+
+def _given(batch: StepBatch) -> Int32s:
+    """Token ids of the whole step, 0 for decode rows."""
+    return np.concatenate([np.zeros(batch.num_decode_rows, dtype=np.int32), batch.token_ids])
+
+
+def _tokens(chunk: Chunk) -> Int32s:
+    return np.arange(chunk.start, chunk.start + chunk.length, dtype=np.int32)
+
+
+def _joined_tables(batch: StepBatch, rows: Sequence[int], block_size: int) -> tuple[Int32s, Int32s]:
+    """The tables of these rows one after another, and where each begins."""
+    contexts = batch.context_lens[list(rows)]
+    widths = -(-contexts // block_size)
+    inside = np.arange(batch.block_tables.shape[1]) < widths[:, None]
+    tables = batch.block_tables[list(rows)][inside]
+    size = MIN_TABLE
+    while size < len(tables):
+        size *= 4
+    return np.pad(tables, (0, size - len(tables))), (np.cumsum(widths) - widths).astype(np.int32)
+
+
+def _together(chunks: list[Chunk], *, pad: bool) -> Iterator[list[Chunk]]:
+    """Long chunks that attend in one call: of one kind and about one size.
+
+    With `pad` also others, where the pairs that are computed for nothing cost less than a call.
+    """
+    group: list[Chunk] = []
+    for _, kind in itertools.groupby(sorted(chunks, key=_kind), key=_kind):
+        others = list(kind)
+        if not group:
+            group = others
+        elif pad and _pairs(group + others) <= _pairs(group) + _pairs(others) + PART_PAIRS:
+            group += others
+        else:
+            yield group
+            group = others
+    if group:
+        yield group
+
+
+def _kind(chunk: Chunk) -> tuple[bool, int]:
+    """Fresh ones by size, others by that of their context."""
+    return chunk.length != chunk.context_len, (chunk.context_len - 1).bit_length()
+
+
+def _pairs(chunks: Sequence[Chunk]) -> int:
+    shape = _long_shape(chunks, 1, pad=True)
+    return shape.num_chunks * shape.length * shape.size
+
+
+def _long_shape(chunks: Sequence[Chunk], block_size: int, *, pad: bool) -> LongShape:
+    count, length = len(chunks), max(chunk.length for chunk in chunks)
+    size = max(chunk.context_len for chunk in chunks)
+    fresh = all(chunk.length == chunk.context_len for chunk in chunks)
+    if pad:
+        count, length = 1 << (count - 1).bit_length(), common_size(length, QUERY_STEP)
+        size = length if fresh else max(length, common_size(size, KEY_STEP))
+    return LongShape(count, length, size, -(-size // block_size), fresh)
+
+
+def _long_arrays(
+    chunks: Sequence[Chunk], batch: StepBatch, block_size: int, *, pad: bool
+) -> tuple[LongShape, list[Int32s]]:
+    """The shape, and flat arrays in the order of LongArrays."""
+    shape = _long_shape(chunks, block_size, pad=pad)
+    count = len(chunks)
+    lengths = np.array([chunk.length for chunk in chunks], dtype=np.int32)
+    contexts = np.array([chunk.context_len for chunk in chunks], dtype=np.int32)
+    starts = np.array([chunk.start for chunk in chunks], dtype=np.int32)
+    tokens = np.full((shape.num_chunks, shape.length), starts[0], dtype=np.int32)
+    tokens[:count] = starts[:, None] + np.minimum(np.arange(shape.length), lengths[:, None] - 1)
+    slots = np.append(batch.slot_mapping[tokens.reshape(-1)], np.int32(shape.length))
+    tables = np.full((shape.num_chunks, shape.num_blocks), NULL_BLOCK, dtype=np.int32)
+    for table, chunk in zip(tables, chunks, strict=False):
+        used = -(-chunk.context_len // block_size)
+        table[:used] = batch.block_tables[chunk.row, :used]
+    sizes = np.zeros(shape.num_chunks + 2, dtype=np.int32)
+    sizes[:count], sizes[-2:] = contexts, (shape.size, shape.num_blocks)
+    first = _filled(contexts - lengths, shape.num_chunks)
+    return shape, [tokens.reshape(-1), slots, tables.reshape(-1), sizes, first]
