@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxd.worker.attention.layout import common_size
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.fusing import fuse_attention, fuse_mlp
 from mlxd.worker.kernel_forward import pack_decode
@@ -133,12 +132,6 @@ def test_after_the_warm_up_no_kernel_is_new(folder: Path) -> None:
     assert set(kernels.launches) - {"copy"} == set(warm)
     for sequence in sequences:
         assert sequence.outputs == reference(model, sequence.prompt, len(sequence.outputs))[0]
-
-
-def test_sizes_of_chunks_are_few_and_not_much_larger() -> None:
-    sizes = {size: common_size(size, 64) for size in range(1, 20_000, 7)}
-    assert len(set(sizes.values())) < 40
-    assert all(size <= padded <= max(64 * -(-size // 64), 1.25 * size + 64) for size, padded in sizes.items())
 
 
 def test_self_check_falls_back_to_gather(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

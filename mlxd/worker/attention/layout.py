@@ -113,7 +113,7 @@ class StepShape:
         return arrays
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RowArrays:
     """Rows over `StepArrays.tables`; a row of context 0 is not there."""
 
@@ -121,7 +121,7 @@ class RowArrays:
     table_starts: mx.array
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class FlatArrays:
     tokens: mx.array
     slot_mapping: mx.array
@@ -129,7 +129,7 @@ class FlatArrays:
     rows: RowArrays
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LongArrays:
     """Of n chunks of L places each."""
 
@@ -145,7 +145,7 @@ class LongArrays:
     """[n]: the position of each chunk's first token"""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class StepArrays:
     """int32, on the device, N tokens."""
 

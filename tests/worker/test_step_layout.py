@@ -1,0 +1,184 @@
+"""Layouts of steps with chunks: every token has its place, and graphs of one shape serve any step of it."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxd.worker.attention.layout import Chunk, StepLayout, common_size
+from mlxd.worker.batch import StepBatch
+from mlxd.worker.kernel_forward import MAX_GRAPHS, KernelForward, MixedSteps
+from mlxd.worker.kernels.paged import PagedKernels
+from mlxd.worker.kv_pool import KvPool
+from mlxd.worker.patching import patch_attention, patch_projection
+from mlxd.worker.support import layer_shapes
+from tests.worker.tiny_models import tiny_model
+
+BLOCK_SIZE = 4
+NUM_SLOTS = 40
+
+
+def batch_of(decode: list[int], chunks: list[tuple[int, int]], seed: int = 0) -> StepBatch:
+    """Decode rows of these contexts, then chunks of (length, context), on random blocks."""
+    rng = np.random.default_rng(seed)
+    lengths = [1] * len(decode) + [length for length, _ in chunks]
+    contexts = np.array(decode + [context for _, context in chunks], dtype=np.int32)
+    starts = np.cumsum(lengths) - lengths
+    width = -(-int(contexts.max()) // BLOCK_SIZE)
+    tables = rng.permutation(len(contexts) * width).astype(np.int32).reshape(-1, width) + 1
+    positions = np.concatenate(
+        [np.arange(context - n, context) for n, context in zip(lengths, contexts, strict=True)]
+    ).astype(np.int32)
+    rows = np.repeat(np.arange(len(contexts)), lengths)
+    return StepBatch(
+        num_decode_rows=len(decode),
+        slots=rng.permutation(NUM_SLOTS)[: len(contexts)].astype(np.int32),
+        context_lens=contexts,
+        token_ids=rng.integers(0, 90, sum(lengths) - len(decode)).astype(np.int32),
+        positions=positions,
+        slot_mapping=tables[rows, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE,
+        block_tables=tables,
+        sampled_rows=np.arange(len(contexts)),
+        logit_tokens=(np.cumsum(lengths) - 1).astype(np.int32),
+        chunks=[
+            Chunk(row, int(starts[row]), lengths[row], int(contexts[row]))
+            for row in range(len(decode), len(contexts))
+        ],
+    )
+
+
+def context_class(num_rows: int, max_context: int) -> int:
+    return max_context
+
+
+def check(batch: StepBatch, *, pad: bool) -> None:
+    """Each token is where `collected` says, with its own place in the pool and its own sequence."""
+    layout = StepLayout.of(batch, BLOCK_SIZE, context_class, pad=pad)
+    shape, arrays = layout.shape, layout.shape.unpack(mx.array(layout.packed))
+    tables = np.array(arrays.tables)
+    parts: list[Any] = [part for part in (arrays.decode, arrays.flat) if part is not None] + arrays.longs
+    rows = np.repeat(
+        np.arange(len(batch.context_lens)),
+        np.diff([*range(batch.num_decode_rows), *(c.start for c in batch.chunks), len(batch.positions)]),
+    )
+    collected = np.array(arrays.collected)[: len(batch.positions)]
+    for token, (source, sequence, place, length) in enumerate(collected.tolist()):
+        part, row, context = parts[source], rows[token], int(batch.positions[token]) + 1
+        own = batch.block_tables[row, : -(-context // BLOCK_SIZE)]
+        if part in arrays.longs:
+            long = shape.longs[arrays.longs.index(part)]
+            assert (length, int(part.slot_mapping[-1])) == (long.length, long.length)
+            assert int(part.lengths[sequence]) == batch.context_lens[row]
+            assert int(part.first[sequence]) + place == batch.positions[token]
+            np.testing.assert_array_equal(np.array(part.tables)[sequence, : len(own)], own)
+        else:
+            assert (place, length) == (0, 1)
+            inner = part if part is arrays.decode else part.rows
+            assert int(inner.context_lens[sequence]) == context
+            start = int(inner.table_starts[sequence])
+            np.testing.assert_array_equal(tables[start : start + len(own)], own)
+        if part is not arrays.decode:
+            at = sequence * length + place
+            assert int(part.tokens[at]) == token
+            assert int(part.slot_mapping[at]) == batch.slot_mapping[token]
+    slots, token_ids = np.array(arrays.slots), np.array(arrays.token_ids)
+    split = batch.num_decode_rows
+    assert slots[:split].tolist() == batch.slots[:split].tolist()
+    assert (slots[split:] == -1).all()
+    assert token_ids[split : len(batch.positions)].tolist() == batch.token_ids.tolist()
+
+
+def test_every_token_has_its_place() -> None:
+    rng = random.Random(0)
+    for seed in range(30):
+        chunks = []
+        for _ in range(rng.randrange(1, 6)):
+            length = rng.choice([1, 2, 16, 17, 60, 130])
+            chunks.append((length, length + rng.choice([0, 0, 3, 90])))
+        decode = [rng.randrange(1, 150) for _ in range(rng.choice([0, 1, 3, 9]))]
+        check(batch_of(decode, chunks, seed), pad=seed % 2 == 0)
+
+
+def test_long_chunks_attend_together_where_that_costs_little() -> None:
+    def calls(*chunks: tuple[int, int], pad: bool = True) -> list[tuple[int, int, int, bool]]:
+        longs = StepLayout.of(batch_of([], list(chunks)), BLOCK_SIZE, context_class, pad=pad).shape.longs
+        return [(long.num_chunks, long.length, long.size, long.fresh) for long in longs]
+
+    assert calls((600, 600), (440, 600), (600, 600)) == [(4, 640, 768, False)]
+    assert calls((600, 600), (580, 580)) == [(2, 640, 640, True)]
+    assert calls((600, 600), (440, 600), pad=False) == [(1, 600, 600, True), (1, 440, 600, False)]
+    assert calls((1500, 1500), (20, 6000)) == [(1, 1536, 1536, True), (1, 64, 6144, False)]
+
+
+def test_sizes_of_steps_and_chunks_are_few_and_not_much_larger() -> None:
+    for sizes, most in ((4, 1.25), (8, 1.125)):
+        padded = {size: common_size(size, 64, sizes) for size in range(1, 20_000, 7)}
+        assert len(set(padded.values())) < 10 * sizes
+        assert all(
+            size <= there <= max(64 * -(-size // 64), most * size + 64) for size, there in padded.items()
+        )
+
+
+class SumKernels(PagedKernels):
+    """Every output follows from every input, by operations that MLX can trace. They attend to nothing."""
+
+    def _run(
+        self, text: Any, inputs: list[mx.array], *, shapes: list[Any], dtypes: list[Any], **_: object
+    ) -> list[mx.array]:
+        total = mx.zeros(())
+        for weight, array in enumerate(inputs, 1):
+            flat = array.reshape(-1).astype(mx.float32)
+            total = total + (flat * mx.cos(mx.arange(flat.size) + weight)).mean()
+        return [
+            mx.broadcast_to(mx.sin(total), shape).astype(d) for shape, d in zip(shapes, dtypes, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama-yarn"])
+def test_a_graph_takes_all_numbers_from_its_step(name: str) -> None:
+    """Traced with one step, it gives for another of its shape what it gives untraced."""
+    model = tiny_model(name)
+    patch_attention(model)
+    selection = patch_projection(model, model.args.vocab_size)
+    pool = KvPool(layer_shapes(model), 300, BLOCK_SIZE, mx.float32)
+    forward = KernelForward(model, selection, pool, SumKernels("cuda", 4))
+    batches = (
+        batch_of([9, 30, 4], [(70, 70), (5, 21), (64, 100)], 1),
+        batch_of([12, 25, 8], [(66, 66), (6, 30), (80, 110)], 2),
+    )
+    first, other = (StepLayout.of(batch, BLOCK_SIZE, lambda *_: 512, pad=True) for batch in batches)
+    assert first.shape == other.shape
+    rest = mx.arange(NUM_SLOTS + 1, dtype=mx.int32), mx.zeros((1, 1, 1, 1))
+    step = forward._mixed_step(first.shape)
+    compiled = mx.compile(step)
+    for layout in (first, other):
+        expected, output = (run(mx.array(layout.packed), *rest)[0] for run in (step, compiled))
+        assert output.shape == (8, model.args.vocab_size)
+        np.testing.assert_allclose(np.array(output), np.array(expected), atol=1e-5)
+    assert not np.allclose(np.array(output), np.array(step(mx.array(first.packed), *rest)[0]), atol=1e-3)
+
+
+def test_graphs_are_compiled_the_second_time_and_forgotten_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(mx, "compile", lambda step: compiled.append(step) or step)
+    steps = MixedSteps(lambda shape: lambda *_: (mx.array(0), mx.array(0)))
+    shapes = [
+        StepLayout.of(batch_of([], [(n, n)]), BLOCK_SIZE, context_class, pad=False).shape
+        for n in range(20, 21 + MAX_GRAPHS)
+    ]
+    steps.get(shapes[0])
+    assert not compiled
+    kept = steps.get(shapes[0])
+    assert len(compiled) == 1
+    assert steps.get(shapes[0]) is kept
+    for shape in shapes[1:]:
+        steps.get(shape)
+    assert len(compiled) == 1
+    steps.get(shapes[0])  # forgotten: not compiled at once
+    assert len(compiled) == 1
