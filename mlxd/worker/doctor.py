@@ -7,6 +7,7 @@ with a remedy, what would make mlxd wrong or slow here.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import msgspec
 
@@ -49,38 +50,48 @@ def examine() -> dict[str, object]:
 
 
 def check_attention(device: platform.Device) -> tuple[str, list[str]]:
-    """(the attention that models get here, what the runner's self-check says of it)."""
+    """(the attention that models get here, what the runner's self-check says of it).
+
+    Asked of three: plain attention, windows with sinks, and a soft-cap.
+    """
     import mlx.core as mx
-    from mlx_lm.models import llama
+    from mlx_lm.models import gemma2, gpt_oss, llama
 
     from mlxd.worker.kernels.paged import gpu_kernels
     from mlxd.worker.runner import Runner
 
-    arguments = llama.ModelArgs(
-        model_type="llama",
-        hidden_size=64,
-        num_hidden_layers=2,
-        intermediate_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        vocab_size=256,
-        tie_word_embeddings=True,
-    )
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 256,
+    }
     mx.random.seed(0)
-    model = llama.Model(arguments)
+    models = [
+        llama.Model(llama.ModelArgs("llama", **sizes)),
+        gpt_oss.Model(gpt_oss.ModelArgs(num_local_experts=4, sliding_window=8, **sizes)),
+        gemma2.Model(gemma2.ModelArgs("gemma2", query_pre_attn_scalar=16.0, **sizes)),
+    ]
     dtype = mx.float32 if device.kind == "cpu" else mx.bfloat16
-    model.set_dtype(dtype)
-    mx.eval(model.parameters())
-    runner = Runner(
-        model,
-        num_blocks=16,
-        block_size=16,
-        max_num_seqs=4,
-        dtype=dtype,
-        kernels=gpu_kernels(device, dtype),
-    )
-    return runner.attention_name, runner.self_check()
+    attention, warnings = "", []
+    for model in models:
+        model.set_dtype(dtype)
+        mx.eval(model.parameters())
+        runner = Runner(
+            model,
+            num_blocks=16,
+            block_size=16,
+            max_num_seqs=4,
+            dtype=dtype,
+            kernels=gpu_kernels(device, dtype),
+        )
+        attention = runner.attention_name
+        warnings += [f"{model.model_type}: {warning}" for warning in runner.self_check()]
+    return attention, warnings
 
 
 def main() -> int:

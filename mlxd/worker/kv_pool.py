@@ -121,6 +121,7 @@ class LayerCache:
         prefix = (num_blocks, shape.num_kv_heads, block_size)
         self.keys = mx.zeros((*prefix, shape.key_dim), dtype=dtype)
         self.values = mx.zeros((*prefix, shape.value_dim), dtype=dtype)
+        self.window = shape.window
         self.offset = mx.zeros((0,), dtype=mx.int32)
         self._heads = mx.arange(shape.num_kv_heads, dtype=mx.int32)[None]
         self._blocks = self._places = self.offset
@@ -173,7 +174,15 @@ class LayerCache:
         """Attention of queries [N, num_heads, 1, key_dim] over each row's own sequence in the pool.
 
         Returns [N, num_heads, 1, value_dim]. `keys` and `values` are this step's, which the pool has
-        too; support.py has seen that the model passes no mask or sinks.
+        too; support.py has seen that the model's masks say what `window` does.
         """
         assert self._attention is not None
-        return self._attention(queries, self.keys, self.values, scale=scale, softcap=softcap)
+        return self._attention(
+            queries,
+            self.keys,
+            self.values,
+            scale=scale,
+            softcap=softcap,
+            window=self.window,
+            sinks=sinks,
+        )

@@ -24,7 +24,7 @@ from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.logprobs import PromptTokenLogprobs
 from mlxd.worker.patching import patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
-from mlxd.worker.selfcheck import compare_with_mlx_lm
+from mlxd.worker.selfcheck import checked_tokens, compare_with_mlx_lm
 from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes_per_token, layer_shapes
 
 __all__ = ["PendingStep", "Runner", "UnsupportedModelError", "check_supported", "kv_bytes_per_token"]
@@ -127,10 +127,14 @@ class Runner:
         self._newest: PendingStep | None = None
         self._forward: Forward
         self.block_bytes = 0
+        self._num_checked_tokens = 0
         if paged:
             check_supported(model)
             selection = patch_projection(model, self.vocab_size)
-            pool = KvPool(layer_shapes(model), num_blocks, block_size, dtype)
+            shapes = layer_shapes(model)
+            pool = KvPool(shapes, num_blocks, block_size, dtype)
+            capacity = (num_blocks - 1) * block_size
+            self._num_checked_tokens = checked_tokens((shape.window for shape in shapes), capacity)
             self.block_bytes = pool.block_bytes
             if kernels is not None:
                 self._forward = KernelForward(model, selection, pool, kernels)
@@ -237,7 +241,9 @@ class Runner:
         warnings: list[str] = []
         forward = self._forward
         while (better := forward.fallback()) is not None:
-            difference = compare_with_mlx_lm(self._model, forward, self._block_size, self.vocab_size)
+            difference = compare_with_mlx_lm(
+                self._model, forward, self._block_size, self.vocab_size, self._num_checked_tokens
+            )
             if difference is None:
                 break
             warnings.append(f"{forward.name} attention {difference}; using {better.name} instead")

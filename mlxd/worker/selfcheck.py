@@ -5,6 +5,8 @@ It does not know what to do about the answer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -14,6 +16,8 @@ from mlxd.worker.batch import Chunk, Int32s, StepBatch
 from mlxd.worker.forward import Forward
 
 NUM_TOKENS = 12
+MAX_WINDOW = {mx.DeviceType.cpu: 128, mx.DeviceType.gpu: 1024}
+"""Windows up to this long are gone past: a prompt of that many tokens must not hold up a start"""
 TOLERANCES = {2: 0.05, 4: 1e-3}
 """Allowed difference, as a part of the largest logit, by the bytes of a logit. Rounding is far below; a wrong
 cache is off by about 1."""
@@ -21,23 +25,39 @@ GPU_TOLERANCE = 0.02
 """of 4 bytes on a GPU: MLX multiplies float32 matrices in TF32 on CUDA"""
 
 
-def compare_with_mlx_lm(model: nn.Module, forward: Forward, block_size: int, vocab_size: int) -> str | None:
+def checked_tokens(windows: Iterable[int], capacity: int) -> int:
+    """How many tokens to compare: more than the longest of these windows that is not too long to wait for.
+
+    `capacity`: tokens that fit into the blocks.
+    """
+    most = min(MAX_WINDOW[mx.default_device().type], capacity - NUM_TOKENS)
+    return NUM_TOKENS + max((window for window in windows if window <= most), default=0)
+
+
+def compare_with_mlx_lm(
+    model: nn.Module, forward: Forward, block_size: int, vocab_size: int, num_tokens: int
+) -> str | None:
     """None when prefill and decode agree with mlx-lm's own cache, else what differs or fails.
 
     Runs one chunk and then single decode steps in blocks 1 and up, which must be free.
     """
     try:
-        return _compare(model, forward, block_size, vocab_size)
+        return _compare(model, forward, block_size, vocab_size, num_tokens)
     except (RuntimeError, ValueError) as error:
         # A kernel that does not compile here, or a model that cannot be traced.
         return f"fails: {str(error).strip().splitlines()[0][:200]}"
 
 
-def _compare(model: nn.Module, forward: Forward, block_size: int, vocab_size: int) -> str | None:
-    tokens = (np.arange(1, NUM_TOKENS + 1) * 7919 % vocab_size).astype(np.int32)
-    first = NUM_TOKENS // 2
-    reference = model(mx.array(tokens)[None], cache=make_prompt_cache(model))[0, first - 1 :]
-    steps = [(0, first), *((end - 1, end) for end in range(first + 1, NUM_TOKENS + 1))]
+def _compare(
+    model: nn.Module, forward: Forward, block_size: int, vocab_size: int, num_tokens: int
+) -> str | None:
+    tokens = (np.arange(1, num_tokens + 1) * 7919 % vocab_size).astype(np.int32)
+    first = num_tokens - NUM_TOKENS // 2
+    caches = make_prompt_cache(model)
+    # Whose logits nobody reads are never computed: those of a window's tokens could be a gigabyte.
+    model(mx.array(tokens[: first - 1])[None], cache=caches)
+    reference = model(mx.array(tokens[first - 1 :])[None], cache=caches)[0]
+    steps = [(0, first), *((end - 1, end) for end in range(first + 1, num_tokens + 1))]
     ours = []
     for start, end in steps:
         batch = _batch(tokens[:end], start, block_size)

@@ -11,10 +11,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxd.errors import MlxdError
 from mlxd.worker.patching import patch_attention
+
+REMEDY = "cache.paged: false (--no-use-paged-cache) runs it on mlx-lm's own caches"
 
 
 class UnsupportedModelError(MlxdError):
@@ -28,16 +30,26 @@ class LayerShape:
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    window: int = 0
+    """tokens that a query sees, itself included; 0: all. The pool keeps them all nevertheless"""
 
     @property
     def values_per_token(self) -> int:
         return self.num_kv_heads * (self.key_dim + self.value_dim)
 
 
+@dataclass(frozen=True, slots=True)
+class _WindowMask:
+    """Stands for the mask that one cache makes and the model passes on, also to other layers."""
+
+    window: int
+
+
 class _ProbeCache:
     """Stands where a layer's cache will be and writes down how the model uses it."""
 
-    def __init__(self, num_rows: int) -> None:
+    def __init__(self, num_rows: int, window: int) -> None:
+        self._window = window
         self.offset = mx.zeros((num_rows,), dtype=mx.int32)
         self.shapes: list[tuple[int, ...]] = []
         self.num_attention_calls = 0
@@ -47,9 +59,10 @@ class _ProbeCache:
         self.shapes = [keys.shape, values.shape]
         return keys, values
 
-    def make_mask(self, length: int, *, window_size: int | None = None, **_: object) -> None:
-        if window_size is not None:
-            self.obstacle = f"a sliding window of {window_size} tokens"
+    def make_mask(self, length: int, *, window_size: int | None = None, **_: object) -> _WindowMask | None:
+        """A RotatingKVCache's mask has the window that is asked for, or else the cache's own."""
+        window = window_size or self._window
+        return _WindowMask(window) if window else None
 
     def attend(
         self,
@@ -65,30 +78,36 @@ class _ProbeCache:
         self.num_attention_calls += 1
         if [keys.shape, values.shape] != self.shapes:
             self.obstacle = "other keys and values than it caches (latent attention)"
-        if mask is not None:
+        window = mask.window if isinstance(mask, _WindowMask) else 0
+        if mask is not None and not window:
             self.obstacle = "a mask of its own"
-        if sinks is not None:
-            self.obstacle = "attention sinks"
+        elif window != self._window:
+            self.obstacle = f"{_window(window)} in its mask and {_window(self._window)} in its cache"
+        if sinks is not None and sinks.shape != queries.shape[1:2]:
+            self.obstacle = "other attention sinks than one for each head"
         return mx.zeros((*queries.shape[:-1], values.shape[-1]), dtype=queries.dtype)
 
 
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """The shapes of each layer's cache, from a graph of mlx-lm's own that is never evaluated.
 
-    Raises UnsupportedModelError when a layer has anything but mlx-lm's plain `KVCache`.
+    Raises UnsupportedModelError when a layer has anything but mlx-lm's `KVCache`, or `RotatingKVCache` for
+    its window.
     """
     caches = make_prompt_cache(model)
     for cache in caches:
-        if type(cache) is not KVCache:
+        rotates = type(cache) is RotatingKVCache and cache.keep == 0
+        if type(cache) is not KVCache and not rotates:
             raise UnsupportedModelError(
-                f"{_name(model)} uses mlx-lm's {type(cache).__name__}; so far mlxd pages plain KVCache only"
+                f"{_name(model)} uses mlx-lm's {type(cache).__name__}, which mlxd does not page; {REMEDY}"
             )
     model(mx.zeros((1, 1), dtype=mx.int32), cache=caches)
     shapes = []
     for cache in caches:
         if cache.keys is None:
-            raise UnsupportedModelError(f"{_name(model)} has a layer that never uses its cache")
-        shapes.append(LayerShape(cache.keys.shape[1], cache.keys.shape[3], cache.values.shape[3]))
+            raise UnsupportedModelError(f"{_name(model)} has a layer that never uses its cache; {REMEDY}")
+        window = cache.max_size if isinstance(cache, RotatingKVCache) else 0
+        shapes.append(LayerShape(cache.keys.shape[1], cache.keys.shape[3], cache.values.shape[3], window))
     return shapes
 
 
@@ -100,25 +119,29 @@ def check_supported(model: nn.Module) -> None:
     """
     shapes = layer_shapes(model)
     patch_attention(model)
-    probes: list[Any] = [_ProbeCache(2) for _ in shapes]
+    probes: list[Any] = [_ProbeCache(2, shape.window) for shape in shapes]
     try:
         model(mx.zeros((2, 1), dtype=mx.int32), cache=probes)
     except Exception as error:
         raise UnsupportedModelError(
-            f"{_name(model)} cannot take a position per row (in mlx-lm's own code: {error})"
+            f"{_name(model)} cannot take a position per row (in mlx-lm's own code: {error}); {REMEDY}"
         ) from error
     for index, probe in enumerate(probes):
         if probe.num_attention_calls != 1:
             raise UnsupportedModelError(
-                f"{_name(model)} computes the attention of layer {index} where mlxd cannot reach it"
+                f"{_name(model)} computes the attention of layer {index} where mlxd cannot reach it; {REMEDY}"
             )
         if probe.obstacle is not None:
-            raise UnsupportedModelError(f"{_name(model)} needs {probe.obstacle} in layer {index}")
+            raise UnsupportedModelError(f"{_name(model)} needs {probe.obstacle} in layer {index}; {REMEDY}")
 
 
 def kv_bytes_per_token(model: nn.Module, dtype: mx.Dtype) -> int:
     """Bytes of keys and values that one token takes in all layers."""
     return sum(shape.values_per_token for shape in layer_shapes(model)) * dtype.size
+
+
+def _window(size: int) -> str:
+    return f"a window of {size} tokens" if size else "no window"
 
 
 def _name(model: nn.Module) -> str:

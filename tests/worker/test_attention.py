@@ -1,4 +1,4 @@
-"""Attention over the pool against plain numpy: any lengths, heads, soft-caps and blocks."""
+"""Attention over the pool against plain numpy: any lengths, heads, soft-caps, windows, sinks and blocks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,13 @@ def make_batch(decode_lens: list[int], chunk_lens: list[tuple[int, int]], num_sp
 
 
 def reference(
-    batch: StepBatch, queries: Floats, keys: Floats, values: Floats, softcap: float | None
+    batch: StepBatch,
+    queries: Floats,
+    keys: Floats,
+    values: Floats,
+    softcap: float | None,
+    window: int,
+    sinks: Floats | None,
 ) -> Floats:
     """[N, num_heads, value_dim], one query at a time"""
     query_lens = [1] * batch.num_decode_rows + [chunk.length for chunk in batch.chunks]
@@ -58,13 +64,17 @@ def reference(
         for context in range(batch.context_lens[row] - length + 1, batch.context_lens[row] + 1):
             query = queries[len(outputs)].reshape(NUM_KV_HEADS, -1, KEY_DIM)
             own = [(table[i // BLOCK_SIZE], i % BLOCK_SIZE) for i in range(context)]
+            own = own[-window:] if window else own
             k = np.stack([keys[block, :, place] for block, place in own], axis=1)
             v = np.stack([values[block, :, place] for block, place in own], axis=1)
             scores = SCALE * query @ k.swapaxes(1, 2)
             if softcap is not None:
                 scores = softcap * np.tanh(scores / softcap)
+            if sinks is not None:
+                scores = np.concatenate([scores, sinks.reshape(NUM_KV_HEADS, -1, 1)], axis=-1)
             weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
             weights /= weights.sum(axis=-1, keepdims=True)
+            weights = weights[..., : len(own)]
             outputs.append((weights @ v).reshape(-1, VALUE_DIM))
     return np.array(outputs)
 
@@ -77,6 +87,8 @@ def reference(
     repeats=st.sampled_from([1, 3]),
     softcap=st.sampled_from([None, 2.0]),
     num_spare=st.sampled_from([0, 2]),
+    window=st.sampled_from([0, 0, 1, 4, 7, 60]),
+    has_sinks=st.booleans(),
 )
 def test_attention_is_numpys(
     name: str,
@@ -85,6 +97,8 @@ def test_attention_is_numpys(
     repeats: int,
     softcap: float | None,
     num_spare: int,
+    window: int,
+    has_sinks: bool,
 ) -> None:
     if not decode_lens and not chunk_lens:
         return
@@ -96,15 +110,24 @@ def test_attention_is_numpys(
     queries = generator.normal(size=shape).astype(np.float32)
     keys = generator.normal(size=(num_blocks, NUM_KV_HEADS, BLOCK_SIZE, KEY_DIM)).astype(np.float32)
     values = generator.normal(size=(num_blocks, NUM_KV_HEADS, BLOCK_SIZE, VALUE_DIM)).astype(np.float32)
+    sinks = generator.normal(size=shape[1]).astype(np.float32) if has_sinks else None
     # Blocks that a table holds in advance may hold anything.
     for row, context in enumerate(batch.context_lens):
         spare = batch.block_tables[row, -(-context // BLOCK_SIZE) :]
         values[spare[spare > 0]] = np.nan
     attention = StepAttention(batch, BLOCK_SIZE, name)
-    output = attention(
-        mx.array(queries)[:, :, None], mx.array(keys), mx.array(values), scale=SCALE, softcap=softcap
-    )
-    expected = reference(batch, queries, keys, values, softcap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mlxd.worker.attention.gather.MIN_WINDOW_TILE", 3)
+        output = attention(
+            mx.array(queries)[:, :, None],
+            mx.array(keys),
+            mx.array(values),
+            scale=SCALE,
+            softcap=softcap,
+            window=window,
+            sinks=None if sinks is None else mx.array(sinks),
+        )
+    expected = reference(batch, queries, keys, values, softcap, window, sinks)
     np.testing.assert_allclose(np.array(output.squeeze(2)), expected, atol=2e-6)
 
 

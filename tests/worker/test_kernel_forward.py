@@ -58,7 +58,14 @@ def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
 
 
 @pytest.mark.parametrize(
-    ("name", "dialect"), [("llama", "metal"), ("qwen3", "cuda"), ("gemma2", "metal"), ("llama-yarn", "cuda")]
+    ("name", "dialect"),
+    [
+        ("llama-windows", "metal"),
+        ("qwen3", "cuda"),
+        ("gemma2", "metal"),
+        ("llama-yarn", "cuda"),
+        ("gpt_oss", "cuda"),
+    ],
 )
 def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path) -> None:
     model = tiny_model(name)
@@ -71,7 +78,7 @@ def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path) -> None:
     copy = driver.fork(sequences[0])
     driver.preempt(sequences[1])
     driver.run(6, wait=False)
-    ours = {"write", "take"} if name == "llama-yarn" else {"place"}
+    ours = {"write", "take"} if name in ("llama-yarn", "gpt_oss") else {"place"}
     assert set(kernels.launches) - {"copy"} == {"decode", "gather", "collect"} | ours
     for sequence in [*sequences, copy]:
         tokens, _ = reference(model, sequence.prompt, len(sequence.outputs))

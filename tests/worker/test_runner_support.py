@@ -11,7 +11,8 @@ import pytest
 from mlxd.worker.attention.blockwise import BlockwiseDecode
 from mlxd.worker.attention.gather import GatherDecode
 from mlxd.worker.runner import Runner, UnsupportedModelError, check_supported, kv_bytes_per_token
-from tests.worker.tiny_models import ARCHITECTURES, tiny_model
+from mlxd.worker.selfcheck import MAX_WINDOW, NUM_TOKENS, checked_tokens
+from tests.worker.tiny_models import ARCHITECTURES, WINDOW, tiny_model
 
 
 def make_runner(model: nn.Module) -> Runner:
@@ -25,13 +26,20 @@ def test_bytes_per_token_are_those_of_the_pool() -> None:
     assert kv_bytes_per_token(model, mx.bfloat16) == num_layers * num_kv_heads * 2 * head_dim * 2
 
 
-def test_rotating_caches_are_refused_by_name() -> None:
-    layers = ["full_attention", "sliding_attention"]
-    model = tiny_model("llama", num_hidden_layers=2, layer_types=layers, sliding_window=8)
-    with pytest.raises(UnsupportedModelError, match="model type 'llama' uses mlx-lm's RotatingKVCache"):
+def test_other_caches_are_refused_by_name() -> None:
+    model = tiny_model("lfm2")
+    with pytest.raises(UnsupportedModelError, match=r"'lfm2' uses mlx-lm's ArraysCache, .*no-use-paged"):
         check_supported(model)
-    with pytest.raises(UnsupportedModelError, match="RotatingKVCache"):
+    with pytest.raises(UnsupportedModelError, match="ArraysCache"):
         make_runner(model)
+
+
+def test_a_window_that_mask_and_cache_do_not_agree_on_is_refused() -> None:
+    """plamo3's masks show a token more than its caches keep, so that its results depend on the chunks."""
+    model = tiny_model("plamo3")
+    message = "a window of 7 tokens in its mask and a window of 6 tokens in its cache in layer 0"
+    with pytest.raises(UnsupportedModelError, match=message):
+        check_supported(model)
 
 
 def test_ropes_that_need_one_position_for_all_are_refused() -> None:
@@ -43,7 +51,7 @@ def test_ropes_that_need_one_position_for_all_are_refused() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sinks": mx.zeros(4)}, "attention sinks in layer 0"),
+        ({"sinks": mx.zeros(3)}, "other attention sinks than one for each head in layer 0"),
         ({"mask": mx.zeros((1, 1))}, "a mask of its own in layer 0"),
         ({"keys": mx.zeros((2, 2, 1, 8))}, "latent attention"),
         (None, "computes the attention of layer 0 where mlxd cannot reach it"),
@@ -75,6 +83,18 @@ def test_self_check_agrees(name: str) -> None:
     runner = make_runner(tiny_model(name))
     assert runner.self_check() == []
     assert runner.attention_name == "blockwise"
+
+
+def test_self_check_goes_past_windows_that_are_not_too_long() -> None:
+    most = MAX_WINDOW[mx.DeviceType.cpu]
+    assert checked_tokens([0, 0], 1000) == checked_tokens([0, most + 1], 1000) == NUM_TOKENS
+    assert checked_tokens([0, 7, most, most + 1], 1000) == NUM_TOKENS + most
+    assert checked_tokens([7, most], NUM_TOKENS + most - 1) == NUM_TOKENS + 7
+
+    runner = make_runner(tiny_model("llama-windows"))
+    assert runner.self_check() == []
+    runner._forward._pool.layers[0].window = WINDOW + 1  # type: ignore[attr-defined]
+    assert "is off mlx-lm's logits" in runner.self_check()[0]
 
 
 def test_self_check_falls_back_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:

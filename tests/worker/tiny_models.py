@@ -112,16 +112,193 @@ MORE_ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 """Tested once each, against mlx-lm's tokens."""
 
 
+WINDOW = 6
+_SLIDING = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_attention"]}
+_ROPES = {
+    "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+    "full_attention": {"rope_theta": 50000.0, "rope_type": "default"},
+}
+_GEMMA3N: dict[str, Any] = {
+    **_COMMON,
+    **_SLIDING,
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "model_type": "gemma3n_text",
+    "num_kv_shared_layers": 0,
+    "vocab_size_per_layer_input": VOCAB_SIZE,
+    "rope_local_base_freq": 10000.0,
+    "final_logit_softcapping": 30.0,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+    "hidden_size_per_layer_input": 8,
+    "altup_num_inputs": 2,
+    "altup_coef_clip": 120.0,
+    "altup_correct_scale": True,
+    "altup_active_idx": 0,
+    "laurel_rank": 8,
+}
+
+WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "sliding_window": WINDOW,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "rope_scaling": {**_YARN, "rope_type": "yarn"},
+        },
+    ),
+    "gemma3_text": (
+        "gemma3_text",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 3,
+            "rope_local_base_freq": 1000.0,
+            "query_pre_attn_scalar": 16,
+        },
+    ),
+    "llama-windows": ("llama", {**_SLIDING, "num_hidden_layers": 2}),
+    "ministral3": (
+        "ministral3",
+        {
+            **_SLIDING,
+            "rope_parameters": {
+                "rope_theta": 10000.0,
+                "llama_4_scaling_beta": 0.1,
+                "original_max_position_embeddings": 8,
+            },
+        },
+    ),
+    "olmo3": ("olmo3", _SLIDING),
+    "cohere2": (
+        "cohere2",
+        {"layer_norm_eps": 1e-5, "logit_scale": 0.25, "sliding_window": WINDOW, "sliding_window_pattern": 2},
+    ),
+    "exaone4": (
+        "exaone4",
+        {"sliding_window": WINDOW, "sliding_window_pattern": "LG", "rope_scaling": {"rope_type": "default"}},
+    ),
+    "exaone_moe": (
+        "exaone_moe",
+        {**_SLIDING, **_MOE, "num_shared_experts": 1, "is_moe_layer": [False, True]},
+    ),
+    "afmoe": (
+        "afmoe",
+        {
+            **_SLIDING,
+            **_MOE,
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "laguna": (
+        "laguna",
+        {
+            **_SLIDING,
+            **_MOE,
+            "shared_expert_intermediate_size": 32,
+            "rope_parameters": {
+                "sliding_attention": {"rope_theta": 10000.0},
+                "full_attention": {"rope_theta": 50000.0, "partial_rotary_factor": 0.5},
+            },
+            "num_attention_heads_per_layer": [8, 4],
+        },
+    ),
+    "mellum": ("mellum", {**_SLIDING, **_MOE, "rope_parameters": _ROPES}),
+    "mimo_v2_flash": (
+        "mimo_v2_flash",
+        {
+            "num_experts_per_tok": 2,
+            "hybrid_layer_pattern": [1, 0],
+            "moe_layer_freq": [0, 1],
+            "add_swa_attention_sink_bias": True,
+            "add_full_attention_sink_bias": False,
+            "sliding_window_size": WINDOW,
+            "moe_intermediate_size": 32,
+            "n_shared_experts": None,
+            "n_routed_experts": 4,
+            "routed_scaling_factor": 1.0,
+            "topk_method": "noaux_tc",
+            "scoring_func": "sigmoid",
+            "norm_topk_prob": True,
+            "n_group": 1,
+            "topk_group": 1,
+            "layernorm_epsilon": 1e-5,
+            "swa_rope_theta": 1000.0,
+            "swa_num_attention_heads": 4,
+            "swa_num_key_value_heads": 4,
+            "v_head_dim": 12,
+            "swa_head_dim": 16,
+            "swa_v_head_dim": 12,
+            "partial_rotary_factor": 0.5,
+        },
+    ),
+    "muse_glimmer": (
+        "muse_glimmer",
+        {**_SLIDING, "output_multiplier": 1.0, "tie_word_embeddings": False},
+    ),
+    "spark2_5": ("spark2_5", {**_SLIDING, "rope_parameters": _ROPES}),
+    "step3p5": (
+        "step3p5",
+        {
+            **_SLIDING,
+            "num_attention_groups": 2,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+            "moe_intermediate_size": 32,
+            "share_expert_dim": 32,
+            "moe_layers_enum": "1",
+        },
+    ),
+    "gemma3n": ("gemma3n", {"text_config": _GEMMA3N}),
+    "gemma4_text": (
+        "gemma4_text",
+        {
+            "num_hidden_layers": 4,
+            "sliding_window": WINDOW,
+            "sliding_window_pattern": 2,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+"""Models of which some layers see WINDOW tokens."""
+
+REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "lfm2": (
+        "lfm2",
+        {
+            "norm_eps": 1e-5,
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_dim": 64,
+            "block_ff_dim": 96,
+            "block_multiple_of": 8,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": False,
+            "full_attn_idxs": [1],
+        },
+    ),
+    "plamo3": ("plamo3", {"window_size": WINDOW, "sliding_window_pattern": 2}),
+}
+"""Models that the paged cache does not serve."""
+
+
 def tiny_model(name: str, seed: int = 0, **overrides: Any) -> nn.Module:
     """A model in float32. Weights are spread enough for greedy tokens to vary and not to tie."""
-    module_name, changes = (ARCHITECTURES | MORE_ARCHITECTURES)[name]
+    module_name, changes = (ARCHITECTURES | MORE_ARCHITECTURES | WINDOWED | REFUSED)[name]
     module = importlib.import_module(f"mlx_lm.models.{module_name}")
     config = {"model_type": module_name, **_COMMON, **changes, **overrides}
     model = module.Model(module.ModelArgs.from_dict(config))
     key = mx.random.key(seed)
     weights = []
     for index, (path, weight) in enumerate(tree_flatten(model.parameters())):
-        if weight.ndim > 1:
+        if weight.ndim > 1 or "sink" in path:
             noise = mx.random.normal(weight.shape, key=mx.random.split(key, index + 1)[index])
             weight = noise * (1.5 / weight.shape[-1] ** 0.5)
         weights.append((path, weight.astype(mx.float32)))

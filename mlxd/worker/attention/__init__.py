@@ -28,18 +28,67 @@ class StepAttention:
     """The attention of all rows of a step; called once a layer."""
 
     def __init__(self, batch: StepBatch, block_size: int, name: str) -> None:
-        decode = ATTENTIONS[name]
-        context_lens = batch.context_lens[: batch.num_decode_rows]
-        widths = -(-context_lens // block_size)
+        self._batch = batch
+        self._block_size = block_size
+        self._decode = ATTENTIONS[name]
+        self._longest = int(batch.context_lens.max())
+        self._rows: dict[int, _WindowedRows] = {}
+
+    def __call__(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        softcap: float | None,
+        window: int = 0,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
+        """queries [N, num_heads, 1, key_dim], pools of one layer -> [N, num_heads, 1, value_dim]
+
+        A query sees `window` tokens, itself included (0: all of its sequence). `sinks` [num_heads] are scores
+        of one more key each, which takes part in the softmax and has no value.
+        """
+        if window >= self._longest:
+            window = 0
+        rows = self._rows.get(window)
+        if rows is None:
+            rows = _WindowedRows(self._batch, self._block_size, self._decode, window)
+            self._rows[window] = rows
+        return rows(queries, keys, values, scale=scale, softcap=softcap, sinks=sinks)
+
+
+class _WindowedRows:
+    """A step's rows in the layers of one window: the blocks behind it are not looked at."""
+
+    def __init__(
+        self,
+        batch: StepBatch,
+        block_size: int,
+        decode: type[BlockwiseDecode] | type[GatherDecode],
+        window: int,
+    ) -> None:
+        split = batch.num_decode_rows
+        stops = batch.context_lens[:split]
+        starts = np.maximum(stops - window, 0) if window else np.zeros_like(stops)
+        first = starts // block_size
+        widths = -(-stops // block_size) - first
         rows, self._decodes = [], []
         for group in group_by_width(widths):
+            columns = np.arange(group.width)
             # A table may run ahead of its row; what those blocks hold is of no concern here.
-            inside = np.arange(group.width) < widths[group.rows, None]
-            tables = np.where(inside, batch.block_tables[group.rows, : group.width], NULL_BLOCK)
-            self._decodes.append(decode(tables, context_lens[group.rows], block_size))
+            inside = columns < widths[group.rows, None]
+            columns = np.where(inside, first[group.rows, None] + columns, 0)
+            blocks = np.take_along_axis(batch.block_tables[group.rows], columns, axis=1)
+            tables = np.where(inside, blocks, NULL_BLOCK)
+            before = first[group.rows] * block_size
+            self._decodes.append(
+                decode(tables, starts[group.rows] - before, stops[group.rows] - before, block_size)
+            )
             rows.append(group.rows)
         order = [int(row) for group_rows in rows for row in group_rows]
-        self._num_decode_rows = batch.num_decode_rows
+        self._num_decode_rows = split
         # Rows go through in group order and come back; one group needs neither.
         self._order = self._inverse = None
         if len(rows) > 1:
@@ -47,16 +96,19 @@ class StepAttention:
             self._order = mx.array(order, dtype=mx.int32)
             self._inverse = mx.array(inverse, dtype=mx.int32)
         self._chunks = [
-            ChunkAttention(
-                batch.block_tables[chunk.row], chunk.start, chunk.length, chunk.context_len, block_size
-            )
-            for chunk in batch.chunks
+            ChunkAttention(batch.block_tables[chunk.row], chunk, block_size, window) for chunk in batch.chunks
         ]
 
     def __call__(
-        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, softcap: float | None
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: mx.array | None,
     ) -> mx.array:
-        """queries [N, num_heads, 1, key_dim], pools of one layer -> [N, num_heads, 1, value_dim]"""
         outputs = []
         if self._decodes:
             decode_queries = queries[: self._num_decode_rows]
@@ -65,9 +117,11 @@ class StepAttention:
             parts, start = [], 0
             for decode in self._decodes:
                 rows = decode_queries[start : start + decode.num_rows]
-                parts.append(decode(rows, keys, values, scale=scale, softcap=softcap))
+                parts.append(decode(rows, keys, values, scale=scale, softcap=softcap, sinks=sinks))
                 start += decode.num_rows
             output = parts[0] if len(parts) == 1 else mx.concatenate(parts)
             outputs.append(output if self._inverse is None else output[self._inverse])
-        outputs += [chunk(queries, keys, values, scale=scale, softcap=softcap) for chunk in self._chunks]
+        outputs += [
+            chunk(queries, keys, values, scale=scale, softcap=softcap, sinks=sinks) for chunk in self._chunks
+        ]
         return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)

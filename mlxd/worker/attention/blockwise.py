@@ -16,15 +16,20 @@ from mlxd.worker.exponential import exp_nonpositive
 
 
 class BlockwiseDecode:
-    """n rows with one query each. Block tables int32 [n, W], context lengths int32 [n]."""
+    """n rows with one query each. Block tables int32 [n, W]; of each row, tokens start <= t < stop count."""
 
     def __init__(
-        self, block_tables: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32], block_size: int
+        self,
+        block_tables: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int32],
+        stops: npt.NDArray[np.int32],
+        block_size: int,
     ) -> None:
         self.num_rows, self._width = block_tables.shape
         self._block_size = block_size
         self._tables = mx.array(block_tables.astype(np.uint32))[:, None, :]
-        inside = np.arange(self._width * block_size)[None] < context_lens[:, None]
+        places = np.arange(self._width * block_size)
+        inside = (places >= starts[:, None]) & (places < stops[:, None])
         # [n, 1, W, 1, block_size]; on a CPU a minimum takes a tenth of the time of mx.where.
         self._limit = mx.array(
             np.where(inside, np.inf, -np.inf)
@@ -34,7 +39,14 @@ class BlockwiseDecode:
         self._indices: dict[int, tuple[mx.array, mx.array, mx.array]] = {}
 
     def __call__(
-        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, softcap: float | None
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: mx.array | None,
     ) -> mx.array:
         """queries [n, num_heads, 1, key_dim], pools of one layer -> [n, num_heads, 1, value_dim]"""
         num_blocks, num_kv_heads, block_size, key_dim = keys.shape
@@ -49,8 +61,13 @@ class BlockwiseDecode:
             scores = softcap * mx.tanh(scores / softcap)
         scores = mx.minimum(scores, self._limit)
         largest = scores.max(axis=-1, keepdims=True).max(axis=2, keepdims=True)
+        if sinks is not None:
+            sink = sinks.astype(mx.float32).reshape(1, num_kv_heads, 1, repeats, 1)
+            largest = mx.maximum(largest, sink)
         weights = exp_nonpositive(scores - largest)
         total = weights.sum(axis=-1, keepdims=True).sum(axis=2)  # [n, num_kv_heads, repeats, 1]
+        if sinks is not None:
+            total = total + exp_nonpositive(sink - largest).squeeze(2)
         weights = weights.astype(values.dtype).reshape(-1, repeats, block_size)
         flat_values = values.reshape(num_blocks * num_kv_heads, block_size, -1)
         parts = mx.gather_mm(weights, flat_values, pair_index, block_index)

@@ -27,6 +27,7 @@ class LayerCall(Protocol):
     shape: AttentionShape
     key_pool: mx.array
     value_pool: mx.array
+    sinks: mx.array | None
 
     def place(self, places: Places, *, own: bool) -> Placed:
         """Queries by sequence and place. `own`: keys and values too, if they are at hand."""
@@ -40,6 +41,7 @@ class ProjectedCall:
     shape: AttentionShape
     key_pool: mx.array
     value_pool: mx.array
+    sinks: mx.array | None
     projected: Projected
     before: mx.array
     """what must be computed before anything is written"""
@@ -57,6 +59,7 @@ class GivenCall:
     shape: AttentionShape
     key_pool: mx.array
     value_pool: mx.array
+    sinks: mx.array | None
     queries: mx.array
     """[N, num_heads, 1, key_dim]"""
     written: mx.array
@@ -78,14 +81,21 @@ class FlatRows:
         """[rows, num_heads, 1, value_dim]"""
         placed = call.place(self.places, own=False)
         return call.kernels.attend(
-            call.shape, self.rows, placed.queries, call.key_pool, call.value_pool, after=placed.written
+            call.shape,
+            self.rows,
+            placed.queries,
+            call.key_pool,
+            call.value_pool,
+            after=placed.written,
+            sinks=call.sinks,
         )
 
 
 class LongChunks:
     """Chunks of several tokens, in one call.
 
-    Fresh ones need no mask, and no gathering where keys and values come beside the queries.
+    Fresh ones need no mask, unless they are longer than a window, and no gathering where keys and values come
+    beside the queries.
     """
 
     def __init__(self, shape: LongShape, arrays: LongArrays, dtype: mx.Dtype) -> None:
@@ -93,13 +103,8 @@ class LongChunks:
         self._shape = shape
         self._places = Places(shape.num_chunks, shape.length, arrays.tokens, arrays.slot_mapping)
         self._arrays = arrays
-        self._mask: mx.array | str = "causal"
-        if shape.fresh:
-            return
-        positions = arrays.first[:, None] + mx.arange(shape.length)
-        self._seen = (mx.arange(shape.size) <= positions[..., None])[:, None]
-        # What is added to scores, as cuDNN wants it: once a step, not once a layer.
-        self._mask = mx.where(self._seen, 0, mx.finfo(dtype).min).astype(dtype)
+        self._dtype = dtype
+        self._masks: dict[tuple[int, bool], mx.array] = {}
 
     def attend(self, call: LayerCall) -> mx.array:
         """[num_chunks, num_heads, length, value_dim]"""
@@ -115,20 +120,39 @@ class LongChunks:
                 call.value_pool,
                 after=placed.written,
             )
-        return self._attend(call.shape, placed.queries, keys, values)
+        return self._attend(call, placed.queries, keys, values)
 
-    def _attend(self, shape: AttentionShape, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    def _mask(self, window: int, added: bool) -> mx.array | str:
+        """Made once a step, not once a layer. `added`: to scores, as cuDNN wants it, instead of a choice."""
+        shape = self._shape
+        if window >= shape.size:
+            window = 0
+        if shape.fresh and not window:
+            return "causal"
+        if (window, added) not in self._masks:
+            keys = mx.arange(shape.size)
+            queries = (self._arrays.first[:, None] + mx.arange(shape.length))[..., None]
+            seen = keys <= queries
+            if window:
+                # Rows behind a chunk's end see something too: a softmax of nothing is NaN.
+                seen = seen & (keys > mx.minimum(queries, shape.size - 1) - window)
+            mask = seen[:, None]
+            if added:
+                mask = mx.where(mask, 0, mx.finfo(self._dtype).min).astype(self._dtype)
+            self._masks[window, added] = mask
+        return self._masks[window, added]
+
+    def _attend(self, call: LayerCall, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """All queries at once where no scores are written, else in tiles of queries that bound them."""
+        shape, sinks = call.shape, call.sinks
         softcap = shape.softcap or None
-        fused = softcap is None and max(shape.key_dim, shape.value_dim) <= MAX_FUSED_DIM
+        fused = softcap is None and sinks is None and max(shape.key_dim, shape.value_dim) <= MAX_FUSED_DIM
         length, most = self._shape.length, self._shape.size
         scores = self._shape.num_chunks * shape.num_heads * most
         tile = length if fused else max(1, MAX_SCORES // scores)
-        whole = self._mask
-        if softcap is not None and isinstance(whole, mx.array):
-            whole = self._seen
+        whole = self._mask(shape.window, softcap is None)
         if tile >= length:
-            return attend(queries, keys, values, scale=shape.scale, mask=whole, softcap=softcap)
+            return attend(queries, keys, values, scale=shape.scale, mask=whole, softcap=softcap, sinks=sinks)
         outputs = []
         for first in range(0, length, tile):
             last = min(first + tile, length)
@@ -145,6 +169,7 @@ class LongChunks:
                     scale=shape.scale,
                     mask=mask,
                     softcap=softcap,
+                    sinks=sinks,
                 )
             )
         return mx.concatenate(outputs, axis=2)

@@ -9,8 +9,12 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from mlxd.worker.batch import Chunk
+
 MAX_SCORES = 1 << 24
 """Scores of a chunk that exist at one time (64 MB in float32); longer chunks go in tiles of queries."""
+MIN_WINDOW_TILE = 64
+"""Queries with a window go in tiles of this many or as many as their window, each over the keys it sees."""
 
 
 def gather_sequences(pool: mx.array, tables: mx.array) -> mx.array:
@@ -28,13 +32,17 @@ def attend(
     scale: float,
     mask: mx.array | str | None,
     softcap: float | None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """MLX's attention, [n, num_heads, T, dim] over [n, num_kv_heads, S, dim], with an optional soft-cap.
 
-    A `mask` is bool, broadcast to [n, 1, T, S], or "causal" with the queries at the end of the keys.
+    A `mask` is bool, broadcast to [n, 1, T, S], or "causal" with the queries at the end of the keys. `sinks`
+    are [num_heads]; soft-caps are not for them.
     """
     if softcap is None:
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        return mx.fast.scaled_dot_product_attention(
+            queries, keys, values, scale=scale, mask=mask, sinks=sinks
+        )
     num_rows, num_heads, length, dim = queries.shape
     num_kv_heads, size = keys.shape[1:3]
     if mask == "causal":
@@ -44,67 +52,107 @@ def attend(
     scores = softcap * mx.tanh(scores / softcap)
     if isinstance(mask, mx.array):
         scores = mx.where(mask[:, :, None] if mask.ndim == 4 else mask, scores, -mx.inf)
-    weights = mx.softmax(scores, axis=-1).astype(values.dtype)
+    if sinks is not None:
+        sink = sinks.astype(mx.float32).reshape(num_kv_heads, -1, 1, 1)
+        scores = mx.concatenate([scores, mx.broadcast_to(sink, (*scores.shape[:-1], 1))], axis=-1)
+    weights = mx.softmax(scores, axis=-1)[..., :size].astype(values.dtype)
     return (weights @ values[:, :, None]).reshape(num_rows, num_heads, length, -1)
 
 
 class GatherDecode:
-    """n rows with one query each. Block tables int32 [n, W], context lengths int32 [n]."""
+    """n rows with one query each. Block tables int32 [n, W]; of each row, tokens start <= t < stop count."""
 
     def __init__(
-        self, block_tables: npt.NDArray[np.int32], context_lens: npt.NDArray[np.int32], block_size: int
+        self,
+        block_tables: npt.NDArray[np.int32],
+        starts: npt.NDArray[np.int32],
+        stops: npt.NDArray[np.int32],
+        block_size: int,
     ) -> None:
-        self.num_rows = len(context_lens)
+        self.num_rows = len(stops)
         self._tables = mx.array(block_tables)
-        size = block_tables.shape[1] * block_size
-        self._mask = mx.array(np.arange(size)[None] < context_lens[:, None])[:, None, None]
+        places = np.arange(block_tables.shape[1] * block_size)
+        self._mask = mx.array((places >= starts[:, None]) & (places < stops[:, None]))[:, None, None]
 
     def __call__(
-        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, softcap: float | None
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: mx.array | None,
     ) -> mx.array:
         """queries [n, num_heads, 1, key_dim], pools of one layer -> [n, num_heads, 1, value_dim]"""
         keys = gather_sequences(keys, self._tables)
         values = gather_sequences(values, self._tables)
-        return attend(queries, keys, values, scale=scale, mask=self._mask, softcap=softcap)
+        return attend(queries, keys, values, scale=scale, mask=self._mask, softcap=softcap, sinks=sinks)
 
 
 class ChunkAttention:
-    """One row's T consecutive queries, flattened rows start … start + T - 1, at the end of its sequence."""
+    """One row's T consecutive queries, flattened rows start … start + T - 1, at the end of its sequence.
+
+    A query sees `window` tokens, itself included; 0: all.
+    """
 
     def __init__(
-        self,
-        block_table: npt.NDArray[np.int32],
-        start: int,
-        length: int,
-        context_len: int,
-        block_size: int,
+        self, block_table: npt.NDArray[np.int32], chunk: Chunk, block_size: int, window: int
     ) -> None:
-        self._table = mx.array(block_table[: -(-context_len // block_size)])[None]
-        self._start = start
-        self._length = length
-        self._context_len = context_len
+        self._start = chunk.start
+        self._length = chunk.length
+        self._window = window
+        visible = max(0, chunk.context_len - chunk.length + 1 - window) if window else 0
+        first = visible // block_size
+        # Tokens are counted from the first block that any query sees.
+        self._context_len = chunk.context_len - first * block_size
+        self._table = mx.array(block_table[first : -(-chunk.context_len // block_size)])[None]
+        self._masks: dict[tuple[int, int], mx.array] = {}
 
     def __call__(
-        self, queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, softcap: float | None
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        *,
+        scale: float,
+        softcap: float | None,
+        sinks: mx.array | None,
     ) -> mx.array:
         """queries [N, num_heads, 1, key_dim], pools of one layer -> [T, num_heads, 1, value_dim]"""
         own = queries[self._start : self._start + self._length].squeeze(2).swapaxes(0, 1)[None]
         keys = gather_sequences(keys, self._table)
         values = gather_sequences(values, self._table)
         tile = max(1, MAX_SCORES // (queries.shape[1] * self._context_len))
+        if self._window:
+            tile = min(tile, max(self._window, MIN_WINDOW_TILE))
         outputs = []
         for first in range(0, self._length, tile):
             last = min(first + tile, self._length)
-            size = self._context_len - self._length + last
+            stop = self._context_len - self._length + last
+            start = max(0, stop - (last - first) + 1 - self._window) if self._window else 0
             outputs.append(
                 attend(
                     own[:, :, first:last],
-                    keys[:, :, :size],
-                    values[:, :, :size],
+                    keys[:, :, start:stop],
+                    values[:, :, start:stop],
                     scale=scale,
-                    mask=None if last - first == 1 else "causal",
+                    mask=self._mask(last - first, stop - start),
                     softcap=softcap,
+                    sinks=sinks,
                 )
             )
         output = outputs[0] if len(outputs) == 1 else mx.concatenate(outputs, axis=2)
         return output[0].swapaxes(0, 1)[:, :, None]
+
+    def _mask(self, length: int, size: int) -> mx.array | str | None:
+        """Of `length` queries at the end of `size` keys; made once for all layers and tiles."""
+        if length == 1:
+            return None
+        if not self._window or size <= self._window:
+            return "causal"
+        if (length, size) not in self._masks:
+            places = np.arange(size)
+            behind = places[size - length :, None] - places
+            self._masks[length, size] = mx.array((behind >= 0) & (behind < self._window))
+        return self._masks[length, size]

@@ -112,6 +112,7 @@ class KernelLayer:
                 dtype=str(self.cache.keys.dtype).removeprefix("mlx.core."),
                 scale=scale,
                 softcap=softcap or 0.0,
+                window=self.cache.window,
                 sinks=sinks,
             )
         return self._shapes[key]
@@ -142,11 +143,13 @@ class KernelLayer:
     ) -> mx.array:
         """queries [N, num_heads, 1, key_dim] and this step's keys and values -> [N, num_heads, 1, value_dim]
 
-        support.py has seen that the model passes no mask or sinks.
+        support.py has seen that the model's masks say what the cache's `window` does.
         """
         step, order, pools = self._step, self._order, (self.cache.keys, self.cache.values)
         dtype = self.cache.keys.dtype
         shape = self.shape(queries.shape[1], scale, softcap, sinks is not None)
+        if sinks is not None:
+            sinks = sinks.astype(dtype)
         fused, kernels = self._fused, self._kernels
         call: LayerCall
         outputs = []
@@ -163,7 +166,7 @@ class KernelLayer:
                         shape, step.decode, projected, *pools, sinks=sinks, after=order.before
                     )
                 )
-            call = ProjectedCall(kernels, shape, *pools, projected, order.before)
+            call = ProjectedCall(kernels, shape, *pools, sinks, projected, order.before)
         else:
             given, keys, values = queries.astype(dtype), keys.astype(dtype), values.astype(dtype)
             written = order.before
@@ -183,7 +186,7 @@ class KernelLayer:
                         after=order.before,
                     )
                 )
-            call = GivenCall(kernels, shape, *pools, given, written)
+            call = GivenCall(kernels, shape, *pools, sinks, given, written)
         outputs += [chunk.attend(call) for chunk in step.chunks]
         output = outputs[0] if step.collected is None else kernels.collect(shape, outputs, step.collected)
         order.done = output[:1, :1, :1, :1]

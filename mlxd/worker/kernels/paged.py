@@ -145,7 +145,8 @@ class PagedKernels:
     ) -> mx.array:
         """`queries` and `pools`: the kernel's inputs before and after those that say where rows are."""
         num_rows, dtype = rows.context_lens.shape[0], queries[0].dtype
-        splits, tile = self.plan(shape, num_rows, rows.max_context)
+        seen = min(rows.max_context, shape.window or rows.max_context)
+        splits, tile = self.plan(shape, num_rows, seen)
         places = [rows.context_lens, rows.table_starts, rows.block_tables]
         given_sinks = [] if sinks is None else [sinks]
         output = (num_rows, shape.num_heads, 1, shape.value_dim)
