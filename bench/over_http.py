@@ -189,6 +189,8 @@ def print_results(result: dict[str, Any], console: Console) -> None:
             "engine alone", f"{alone['output_tokens_per_second']:,.0f}", *[""] * 4, f"{alone['seconds']:.2f}"
         )
     console.print(table)
+    if len(result) > 1:
+        return
     mlxd = result["mlxd"]
     firsts = mlxd["first_requests_seconds"]
     console.print(
@@ -222,15 +224,16 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
         if not (folder / "config.json").is_file():
             write_model(folder, args)
-        result: dict[str, Any] = {"mlxd": measure_mlxd(folder, args)}
-        if args.alone:
-            result["alone"] = measure_alone(folder, args)
-        if args.mlx_lm:
-            result["mlx_lm"] = measure_mlx_lm(folder, args)
-    print_results(result, console)
-    if args.out is not None:
         flags = {key: str(value) for key, value in vars(args).items() if key != "out"}
-        report.write(args.out, report.provenance("over_http", flags=flags, seed=0) | {"result": result})
+        head = report.provenance("over_http", flags=flags, seed=0)
+        result: dict[str, Any] = {}
+        parts = {"mlxd": measure_mlxd, "alone": measure_alone, "mlx_lm": measure_mlx_lm}
+        for name, measure in parts.items():
+            if getattr(args, name, True):
+                result[name] = measure(folder, args)
+                print_results(result, console)
+                if args.out is not None:  # what is known so far: a lent machine may be taken back
+                    report.write(args.out, head | {"result": result})
     return 0
 
 
