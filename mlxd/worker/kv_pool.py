@@ -127,6 +127,7 @@ class LayerCache:
         self._blocks = self._places = self.offset
         self._new_blocks: mx.array | None = None
         self._attention: StepAttention | None = None
+        self._given: tuple[mx.array, mx.array] | None = None
 
     def begin_step(
         self,
@@ -138,6 +139,7 @@ class LayerCache:
     ) -> None:
         """int32: positions [N], blocks that get their first token, where each token goes ([N, 1] twice)."""
         self._attention = attention
+        self._given = None
         self.offset = offset
         self._new_blocks = new_blocks
         self._blocks = blocks
@@ -155,7 +157,12 @@ class LayerCache:
         place = (self._blocks, self._heads, self._places)
         self.keys[place] = keys.squeeze(2).astype(self.keys.dtype)
         self.values[place] = values.squeeze(2).astype(self.values.dtype)
+        self._given = keys, values
         return keys, values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array] | None:
+        """What the step's `update_and_fetch` gave, for layers that attend over another one's."""
+        return self._given
 
     def make_mask(self, length: int, **_: object) -> None:
         """mlx-lm asks for a mask; ours is part of the step's attention."""

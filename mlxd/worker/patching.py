@@ -63,6 +63,8 @@ def patch_attention(model: nn.Module) -> None:
             setattr(module, _NAME, _dispatching(original))
         if module.__name__ == "mlx_lm.models.gemma2":
             _patch_gemma2(module)
+        if module.__name__ == "mlx_lm.models.gemma4_text":
+            _patch_gemma4(module)
 
 
 def _dispatching(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
@@ -108,6 +110,40 @@ def _patch_gemma2(module: Any) -> None:
             queries, keys, values, scale=self.scale, softcap=float(self.attn_logit_softcapping)
         )
         return self.o_proj(output.transpose(0, 2, 1, 3).reshape(num_rows, length, -1))  # type: ignore[no-any-return]
+
+    call.mlxd_original = original  # type: ignore[attr-defined]
+    attention_class.__call__ = call
+
+
+class _SharedCache:
+    """A layer's cache for another layer that has no keys of its own."""
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = owner
+        self.attend = owner.attend
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """The owner has written them."""
+        return keys, values
+
+
+def _patch_gemma4(module: Any) -> None:
+    """gemma4's last layers get an earlier one's keys and values, not its cache: it goes along with them."""
+    attention_class = module.Attention
+    original = attention_class.__call__
+    if hasattr(original, "mlxd_original"):
+        return
+
+    def call(
+        self: Any, x: mx.array, mask: Any = None, cache: Any = None, shared_kv: Any = None, offset: Any = None
+    ) -> Any:
+        if shared_kv is not None and len(shared_kv) == 3:
+            *shared_kv, owner = shared_kv
+            cache = _SharedCache(owner)
+        output, kv, offset = original(self, x, mask, cache, shared_kv=shared_kv, offset=offset)
+        if hasattr(cache, "attend"):
+            kv = (*kv, getattr(cache, "owner", cache))
+        return output, kv, offset
 
     call.mlxd_original = original  # type: ignore[attr-defined]
     attention_class.__call__ = call

@@ -25,11 +25,14 @@ def plan(config: Config) -> dict[str, object]:
     from mlxd.worker.mlx_backend import token_bytes
     from mlxd.worker.model_facts import context_length, text_config
     from mlxd.worker.model_source import resolve_model
+    from mlxd.worker.support import check_supported
 
     device = platform.detect_device()
     try:
         folder = resolve_model(config.model, lambda _: None, lambda _: None, offline=True)
         skeleton = open_model(folder, config.model, device.kind)
+        if config.cache.paged:
+            check_supported(skeleton.model)
         shape = ModelShape.of(text_config(skeleton.config))
         check_weights_fit(device, skeleton.weights_bytes())
         pool = plan_pool(

@@ -51,13 +51,17 @@ class _ProbeCache:
     def __init__(self, num_rows: int, window: int) -> None:
         self._window = window
         self.offset = mx.zeros((num_rows,), dtype=mx.int32)
-        self.shapes: list[tuple[int, ...]] = []
+        self._given: tuple[mx.array, mx.array] | None = None
         self.num_attention_calls = 0
+        self.num_strangers = 0
         self.obstacle: str | None = None
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self.shapes = [keys.shape, values.shape]
+        self._given = keys, values
         return keys, values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array] | None:
+        return self._given
 
     def make_mask(self, length: int, *, window_size: int | None = None, **_: object) -> _WindowMask | None:
         """A RotatingKVCache's mask has the window that is asked for, or else the cache's own."""
@@ -76,7 +80,9 @@ class _ProbeCache:
         softcap: float | None = None,
     ) -> mx.array:
         self.num_attention_calls += 1
-        if [keys.shape, values.shape] != self.shapes:
+        given = self._given or (None, None)
+        self.num_strangers += keys is not given[0] or values is not given[1]
+        if self._given is None or [keys.shape, values.shape] != [array.shape for array in self._given]:
             self.obstacle = "other keys and values than it caches (latent attention)"
         window = mask.window if isinstance(mask, _WindowMask) else 0
         if mask is not None and not window:
@@ -115,7 +121,8 @@ def check_supported(model: nn.Module) -> None:
     """Raise UnsupportedModelError unless the model runs flattened, `[N, 1]`, over a paged cache.
 
     Nothing is computed: two rows with positions of their own go through the model as a graph, and the
-    probes see whether every layer calls its attention once, through the name that mlxd replaces.
+    probes see whether every layer calls its attention through the name that mlxd replaces: once, or again by
+    layers that share its keys and values.
     """
     shapes = layer_shapes(model)
     patch_attention(model)
@@ -127,10 +134,12 @@ def check_supported(model: nn.Module) -> None:
             f"{_name(model)} cannot take a position per row (in mlx-lm's own code: {error}); {REMEDY}"
         ) from error
     for index, probe in enumerate(probes):
-        if probe.num_attention_calls != 1:
+        if probe.num_attention_calls == 0:
             raise UnsupportedModelError(
                 f"{_name(model)} computes the attention of layer {index} where mlxd cannot reach it; {REMEDY}"
             )
+        if probe.num_attention_calls > 1 and probe.num_strangers:
+            probe.obstacle = "several attentions over different keys"
         if probe.obstacle is not None:
             raise UnsupportedModelError(f"{_name(model)} needs {probe.obstacle} in layer {index}; {REMEDY}")
 

@@ -38,9 +38,9 @@ TIE = 1e-4
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Qwen3's architecture with random weights; token n is the word `tn`, EOS is 1."""
+    """Llama with a window in every other layer and random weights; token n is the word `tn`, EOS is 1."""
     path = tmp_path_factory.mktemp("tiny")
-    model = tiny_model("qwen3")
+    model = tiny_model("llama-windows")
     mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))
     facts = {key: value for key, value in vars(model.args).items() if value is not None}
     (path / "config.json").write_text(json.dumps({**facts, "eos_token_id": 1}))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import msgspec
 import pytest
+from mlx.utils import tree_flatten
 
+from mlxd.config import CacheConfig, Config, ModelConfig
 from mlxd.worker.attention.blockwise import BlockwiseDecode
 from mlxd.worker.attention.gather import GatherDecode
 from mlxd.worker.runner import Runner, UnsupportedModelError, check_supported, kv_bytes_per_token
@@ -40,6 +47,36 @@ def test_a_window_that_mask_and_cache_do_not_agree_on_is_refused() -> None:
     message = "a window of 7 tokens in its mask and a window of 6 tokens in its cache in layer 0"
     with pytest.raises(UnsupportedModelError, match=message):
         check_supported(model)
+
+
+def test_layers_that_attend_over_anothers_keys_and_their_own_are_refused() -> None:
+    model = tiny_model("iquestloopcoder")
+    with pytest.raises(
+        UnsupportedModelError, match="needs several attentions over different keys in layer 2"
+    ):
+        check_supported(model)
+
+
+def test_mlxd_check_refuses_what_the_worker_would(tmp_path: Path) -> None:
+    model = tiny_model("lfm2")
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    facts = {key: value for key, value in vars(model.args).items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(facts))
+
+    def plan(paged: bool) -> dict[str, Any]:
+        config = Config(model=ModelConfig(path=str(tmp_path)), cache=CacheConfig(paged=paged))
+        run = subprocess.run(
+            [sys.executable, "-m", "mlxd.worker.plan"],
+            input=msgspec.json.encode(config),
+            capture_output=True,
+            check=True,
+        )
+        made: dict[str, Any] = json.loads(run.stdout)
+        return made
+
+    refusal = plan(paged=True)
+    assert "'lfm2' uses mlx-lm's ArraysCache" in refusal["error"] and refusal["fatal"]
+    assert plan(paged=False)["model_type"] == "lfm2"
 
 
 def test_ropes_that_need_one_position_for_all_are_refused() -> None:
@@ -117,8 +154,9 @@ def test_self_check_falls_back_step_by_step(monkeypatch: pytest.MonkeyPatch) -> 
     assert runner.attention_name == "mlx-lm"
 
 
-def test_models_stay_usable_with_mlx_lms_own_caches() -> None:
-    model = tiny_model("gemma2")
+@pytest.mark.parametrize("name", ["gemma2", "gemma4-shared"])
+def test_models_stay_usable_with_mlx_lms_own_caches(name: str) -> None:
+    model = tiny_model(name)
     tokens = mx.arange(6)[None]
     before = model(tokens)
     make_runner(model)

@@ -124,7 +124,7 @@ _GEMMA3N: dict[str, Any] = {
     "num_hidden_layers": 4,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
     "model_type": "gemma3n_text",
-    "num_kv_shared_layers": 0,
+    "num_kv_shared_layers": 2,
     "vocab_size_per_layer_input": VOCAB_SIZE,
     "rope_local_base_freq": 10000.0,
     "final_logit_softcapping": 30.0,
@@ -135,6 +135,14 @@ _GEMMA3N: dict[str, Any] = {
     "altup_correct_scale": True,
     "altup_active_idx": 0,
     "laurel_rank": 8,
+}
+
+_GEMMA4: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "sliding_window": WINDOW,
+    "sliding_window_pattern": 2,
+    "global_head_dim": 32,
+    "tie_word_embeddings": False,
 }
 
 WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -255,19 +263,24 @@ WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma4_text": (
         "gemma4_text",
         {
-            "num_hidden_layers": 4,
-            "sliding_window": WINDOW,
-            "sliding_window_pattern": 2,
-            "global_head_dim": 32,
+            **_GEMMA4,
             "num_global_key_value_heads": 1,
             "attention_k_eq_v": True,
             "num_kv_shared_layers": 0,
             "hidden_size_per_layer_input": 0,
-            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4-shared": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": VOCAB_SIZE,
         },
     ),
 }
-"""Models of which some layers see WINDOW tokens."""
+"""Models of which some layers see WINDOW tokens. gemma3n's and gemma4-shared's last two share keys."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2": (
@@ -284,6 +297,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "full_attn_idxs": [1],
         },
     ),
+    "iquestloopcoder": ("iquestloopcoder", {"loop_window_size": WINDOW}),
     "plamo3": ("plamo3", {"window_size": WINDOW, "sliding_window_pattern": 2}),
 }
 """Models that the paged cache does not serve."""

@@ -84,17 +84,24 @@ class KernelLayer:
         self._kernels = kernels
         self._fused = fused
         self._shapes: dict[tuple[int, float, float, bool], AttentionShape] = {}
+        self._given: tuple[mx.array, mx.array] | None = None
         self.offset = cache.offset
 
     def begin(self, step: StepRows, order: Order) -> None:
         """`order` is that of the step, shared by all layers."""
         self._step = step
         self._order = order
+        self._given = None
         self.offset = step.positions
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """The same: the attention kernel writes them."""
+        self._given = keys, values
         return keys, values
+
+    def keys_and_values(self) -> tuple[mx.array, mx.array] | None:
+        """What the step's `update_and_fetch` gave, for layers that attend over another one's."""
+        return self._given
 
     def make_mask(self, length: int, **_: object) -> None:
         """mlx-lm asks for a mask; ours is part of the kernels."""
