@@ -224,7 +224,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = args.folder or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
         if not (folder / "config.json").is_file():
             write_model(folder, args)
-        flags = {key: str(value) for key, value in vars(args).items() if key != "out"}
+        flags: dict[str, object] = {key: str(value) for key, value in vars(args).items() if key != "out"}
         head = report.provenance("over_http", flags=flags, seed=0)
         result: dict[str, Any] = {}
         parts = {"mlxd": measure_mlxd, "alone": measure_alone, "mlx_lm": measure_mlx_lm}
