@@ -173,9 +173,14 @@ class StepLayout:
 
     @classmethod
     def of(cls, batch: StepBatch, block_size: int, context_class: ContextClass, *, pad: bool) -> StepLayout:
-        """Of a step that has chunks. `pad`: long ones to sizes that come often, and few calls for them."""
+        """Of a step that has chunks.
+
+        `pad`: tokens and long chunks come in few sizes, and long chunks in few calls, because the host takes
+        longer than what is computed for nothing.
+        """
         split, num_tokens = batch.num_decode_rows, len(batch.positions)
-        count = common_size(num_tokens, TOKEN_STEP, 8)
+        num_rows = at_least(split, ROW_BUCKETS, ROW_STEP) if split else 0
+        count = max(num_rows, common_size(num_tokens, TOKEN_STEP, 8) if pad else num_tokens)
         flat_chunks = [chunk for chunk in batch.chunks if chunk.length <= MAX_FLAT_TOKENS]
         long_chunks = [chunk for chunk in batch.chunks if chunk.length > MAX_FLAT_TOKENS]
         numbers = [*range(split), *(chunk.row for chunk in flat_chunks)]
@@ -185,20 +190,16 @@ class StepLayout:
         arrays: list[Int32s] = []
         decode = flat = None
         if split:
-            decode = RowsShape(
-                at_least(split, ROW_BUCKETS, ROW_STEP),
-                context_class(split, int(batch.context_lens[:split].max())),
-            )
+            decode = RowsShape(num_rows, context_class(num_rows, int(batch.context_lens[:split].max())))
             collected[:split] = next(sources), 0, 0, 1
             collected[:split, 1] = np.arange(split)
-            filler = decode.num_rows - split
+            filler = num_rows - split
             arrays += [np.pad(rows[:split], (0, filler)) for rows in (batch.context_lens, starts)]
         if flat_chunks:
             tokens = np.concatenate([_tokens(chunk) for chunk in flat_chunks])
             contexts = batch.positions[tokens] + 1
-            flat = RowsShape(
-                at_least(len(tokens), ROW_BUCKETS, ROW_STEP), context_class(len(tokens), int(contexts.max()))
-            )
+            flat_rows = at_least(len(tokens), ROW_BUCKETS, ROW_STEP)
+            flat = RowsShape(flat_rows, context_class(flat_rows, int(contexts.max())))
             collected[tokens] = next(sources), 0, 0, 1
             collected[tokens, 1] = np.arange(len(tokens))
             own = np.repeat(starts[split:], [chunk.length for chunk in flat_chunks])
