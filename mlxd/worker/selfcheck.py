@@ -5,6 +5,7 @@ It does not know what to do about the answer.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import mlx.core as mx
@@ -15,7 +16,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxd.worker.batch import Chunk, Int32s, StepBatch
 from mlxd.worker.forward import Forward
 
-NUM_TOKENS = 12
+NUM_TOKENS = 48
+LAST_CHUNKS = (28, 8, 4)
+"""Tokens left when a chunk ends: a whole prompt, a part of one and a short one; then they come one by one.
+Kernels have ways of their own for each."""
 MAX_WINDOW = {mx.DeviceType.cpu: 128, mx.DeviceType.gpu: 1024}
 """Windows up to this long are gone past: a prompt of that many tokens must not hold up a start"""
 TOLERANCES = {2: 0.05, 4: 1e-3}
@@ -31,7 +35,8 @@ def checked_tokens(windows: Iterable[int], capacity: int) -> int:
     `capacity`: tokens that fit into the blocks.
     """
     most = min(MAX_WINDOW[mx.default_device().type], capacity - NUM_TOKENS)
-    return NUM_TOKENS + max((window for window in windows if window <= most), default=0)
+    longest = max((window for window in windows if window <= most), default=0)
+    return min(capacity, NUM_TOKENS + longest)
 
 
 def compare_with_mlx_lm(
@@ -39,7 +44,7 @@ def compare_with_mlx_lm(
 ) -> str | None:
     """None when prefill and decode agree with mlx-lm's own cache, else what differs or fails.
 
-    Runs one chunk and then single decode steps in blocks 1 and up, which must be free.
+    Runs chunks of each kind and then single decode steps in blocks 1 and up, which must be free.
     """
     try:
         return _compare(model, forward, block_size, vocab_size, num_tokens)
@@ -52,14 +57,16 @@ def _compare(
     model: nn.Module, forward: Forward, block_size: int, vocab_size: int, num_tokens: int
 ) -> str | None:
     tokens = (np.arange(1, num_tokens + 1) * 7919 % vocab_size).astype(np.int32)
-    first = num_tokens - NUM_TOKENS // 2
+    ends = [num_tokens - left for left in LAST_CHUNKS if left < num_tokens]
+    ends += range(ends[-1] + 1 if ends else 1, num_tokens + 1)
     caches = make_prompt_cache(model)
     # Whose logits nobody reads are never computed: those of a window's tokens could be a gigabyte.
-    model(mx.array(tokens[: first - 1])[None], cache=caches)
-    reference = model(mx.array(tokens[first - 1 :])[None], cache=caches)[0]
-    steps = [(0, first), *((end - 1, end) for end in range(first + 1, num_tokens + 1))]
+    if ends[0] > 1:
+        model(mx.array(tokens[: ends[0] - 1])[None], cache=caches)
+    reference = model(mx.array(tokens[ends[0] - 1 :])[None], cache=caches)[0]
+    reference = reference[mx.array(ends) - ends[0]]
     ours = []
-    for start, end in steps:
+    for start, end in itertools.pairwise([0, *ends]):
         batch = _batch(tokens[:end], start, block_size)
         # Slot 0's last token is the row's input, if it is a decode row.
         logits, _ = forward(batch, mx.array(np.append(tokens[start : start + 1], np.int32(0))))
@@ -80,15 +87,15 @@ def _largest(array: mx.array) -> float:
 
 
 def _batch(tokens: Int32s, start: int, block_size: int) -> StepBatch:
-    """One row that holds tokens[start:] in blocks 1, 2, …; a decode row if start is not 0."""
+    """One row that holds tokens[start:] in blocks 1, 2, …; a decode row if that is one behind others."""
     length, end = len(tokens) - start, len(tokens)
     positions = np.arange(start, end, dtype=np.int32)
-    decode = start > 0
+    decode = start > 0 and length == 1
     return StepBatch(
         num_decode_rows=int(decode),
         slots=np.zeros(1, dtype=np.int32),
         context_lens=np.array([end], dtype=np.int32),
-        token_ids=tokens[:0] if decode else tokens,
+        token_ids=tokens[:0] if decode else tokens[start:],
         positions=positions,
         slot_mapping=positions + block_size,
         block_tables=np.arange(1, -(-end // block_size) + 1, dtype=np.int32)[None],
