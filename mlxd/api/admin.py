@@ -51,7 +51,7 @@ async def metrics(request: HTTPRequest, services: Services) -> None:
 
 
 async def describe_request(request: HTTPRequest, services: Services) -> None:
-    """How a request fares, or fared: by the id in its answer's body, or by that of one of its choices.
+    """How a request fares, or fared, by the id in its answer's body or header, or by that of a choice.
 
     With API keys, each sees its own requests only. The last few hundred that ended are remembered. Where a
     prompt was not found in the cache to its end, `cache_miss` says why and where.

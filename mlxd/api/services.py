@@ -73,13 +73,15 @@ class Services:
                 "priority: 0 is the most urgent that this key allows; higher values run later",
                 param="priority",
             )
-        stream = self.engine.submit([of_caller(sequence, caller) for sequence in sequences])
+        stream = self.engine.submit(
+            [of_caller(sequence, caller, also_known_as=request.request_id) for sequence in sequences]
+        )
         caller.account.take_tokens(num_prompt_tokens)
         request.access["prompt_tokens"] = request.access.get("prompt_tokens", 0) + num_prompt_tokens
         return Generation(response_id, stream, request, self.active)
 
 
-def of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest:
+def of_caller(sequence: GenerationRequest, caller: Caller, also_known_as: str = "") -> GenerationRequest:
     """The same, as the caller's: with its share, and its salt besides the request's own."""
     return msgspec.structs.replace(
         sequence,
@@ -87,6 +89,7 @@ def of_caller(sequence: GenerationRequest, caller: Caller) -> GenerationRequest:
         weight=caller.weight,
         cache_salt=joined_salt(caller.cache_salt, sequence.cache_salt),
         priority=sequence.priority + caller.priority,
+        also_known_as=also_known_as,
     )
 
 

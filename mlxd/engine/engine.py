@@ -216,11 +216,13 @@ class Engine:
         return list(self._requests.values())
 
     def find(self, request_id: str, client: str | None = None) -> list[Request]:
-        """Of these, `request_id` and the choices `request_id-…`, of `client` or, if None, of anybody."""
+        """Of these, `request_id`, by either of its ids, and the choices `request_id-…`; of `client` or, if
+        None, of anybody."""
         return [
             request
             for key, request in self._requests.items()
-            if is_of(key, request_id) and client in (None, request.params.client)
+            if is_of(key, request_id, request.params.also_known_as)
+            and client in (None, request.params.client)
         ]
 
     def status(self) -> dict[str, object]:
@@ -582,8 +584,9 @@ class Engine:
             self._idle.set()
         self.stats.count_finished(request, reason, now)
         figures = ended_figures(request, reason, now)
-        client = request.params.client
-        self.ended.add(EndedRequest(request.request_id, client, figures, request.prefix_report))
+        params, report = request.params, request.prefix_report
+        ended = EndedRequest(params.request_id, params.client, figures, report, params.also_known_as)
+        self.ended.add(ended)
         if request.stream.is_finished:
             timer = self._timers.pop(request.stream, None)
             if timer is not None:

@@ -24,6 +24,7 @@ class EndedRequest:
     client: str
     figures: dict[str, object]
     prefix: PrefixReport | None
+    also_known_as: str = ""
 
 
 class RequestLog:
@@ -38,18 +39,21 @@ class RequestLog:
             self._ended.popitem(last=False)
 
     def find(self, request_id: str, client: str | None) -> list[EndedRequest]:
-        """Those of `request_id` and its choices `request_id-…`, in the order of their end; of `client`, or
-        anybody's."""
+        """Those of `request_id`, by either of its ids, and its choices `request_id-…`, in the order of their
+        end; of `client`, or anybody's."""
         return [
             ended
             for key, ended in self._ended.items()
-            if is_of(key, request_id) and client in (None, ended.client)
+            if is_of(key, request_id, ended.also_known_as) and client in (None, ended.client)
         ]
 
 
-def is_of(key: str, request_id: str) -> bool:
-    """Whether a sequence's id `key` is that of request `request_id` or of one of its choices.
+def is_of(key: str, request_id: str, also_known_as: str = "") -> bool:
+    """Whether a sequence's id `key` is that of request `request_id` or of one of its choices, or the other id
+    of its request is `request_id`.
 
     Only numbers make a choice's id of a request's: `chatcmpl` is not every chat's.
     """
+    if also_known_as and also_known_as == request_id:
+        return True
     return key.startswith(request_id) and _CHOICES.fullmatch(key, len(request_id)) is not None

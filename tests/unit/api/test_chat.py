@@ -26,7 +26,8 @@ USER = [{"role": "user", "content": "Hi"}]
 
 
 def ask(engine: FakeEngine, config: dict[str, Any] | None = None, **fields: Any) -> Any:
-    response = call(make_app(engine, config), "POST", PATH, json={"messages": USER, **fields})
+    body, headers = {"messages": USER, **fields}, {"x-request-id": "r"}
+    response = call(make_app(engine, config), "POST", PATH, json=body, headers=headers)
     assert response.status_code == 200, response.text
     return response.json()
 

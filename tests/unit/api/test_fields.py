@@ -109,7 +109,8 @@ ROWS = [(path, field, *row) for path, table in TABLES.items() for field, row in 
 def observe(path: str, fields: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The response, and what can be seen of a request: the answer, and all that the engine was asked for."""
     engine = FakeEngine(says("Hello"), files=FILES)
-    response = call(make_app(engine), "POST", path, json=BODIES[path] | fields)
+    body, headers = BODIES[path] | fields, {"x-request-id": "r"}
+    response = call(make_app(engine), "POST", path, json=body, headers=headers)
     seen: dict[str, Any] = {ANSWER: response.text, COUNT: len(engine.submitted)}
     for request in engine.submitted[:1]:
         for name in request.__struct_fields__:

@@ -126,6 +126,35 @@ def test_no_text_is_kept_where_misses_are_not_to_be_explained(model_folder: Path
     play(scenario, model_folder, {"cache": {"explain_misses": False}}, max_model_len=64)
 
 
+def test_every_id_that_the_client_has_seen_finds_it(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        ask = {"prompt": FIRST, "max_tokens": 3, "ignore_eos": True, "n": 2}
+        for headers in ({}, {"x_request_id": "the.clients_own-1"}):
+            response = await stack.ask("POST", PATH, ask, **headers)
+            response_id = json.loads(response.body)["id"]
+            request_id = dict(response.headers)[b"x-request-id"].decode()
+            for name, count in ((response_id, 2), (f"{response_id}-1", 1), (request_id, 2)):
+                found = json.loads((await stack.ask("GET", f"/v1/requests/{name}")).body)
+                assert (found["id"], len(found["sequences"])) == (name, count)
+        assert request_id == "the.clients_own-1"
+        client = await begin(stack, SECOND, x_request_id="running")
+        assert (await details(stack, "running"))["phase"] == "prefill"
+        await client.lose()
+        stack.worker.release_held()
+
+    play(scenario, model_folder, max_model_len=64)
+
+
+def test_an_id_of_ones_own_finds_nobody_elses(model_folder: Path) -> None:
+    async def scenario(stack: Stack) -> None:
+        await complete(stack, FIRST, x_api_key="ka", x_request_id="same")
+        await complete(stack, SECOND, x_api_key="kb", x_request_id="same")
+        assert (await details(stack, "same", x_api_key="kb"))["prompt_tokens"] == len(SECOND)
+        assert (await details(stack, "same", x_api_key="ka"))["cache_hit_type"] == "miss"
+
+    play(scenario, model_folder, KEYS, max_model_len=64)
+
+
 def test_an_unknown_request_is_404(model_folder: Path) -> None:
     async def scenario(stack: Stack) -> None:
         assert (await stack.ask("GET", "/v1/requests/nobody")).status == 404
