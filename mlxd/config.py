@@ -124,6 +124,8 @@ class LimitsConfig(_Section, frozen=True):
 
     api_keys: tuple[ApiKeyConfig, ...] = ()
     """who may ask; none: everyone"""
+    isolate_keys: bool = False
+    """every key without a cache_salt gets its name as one: no key can time what another has asked"""
     rate_limit: NonNegativeInt = 0
     """requests a minute for each key or, without keys, address; 0 = unlimited"""
     token_rate_limit: NonNegativeInt = 0

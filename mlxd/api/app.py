@@ -263,6 +263,7 @@ def create_app(
         ApiKeys.load(config.limits.api_keys, environ),
         TrustedProxies(config.server.trusted_proxies),
         RateLimiter(config.limits, clock, now),
+        isolates_keys=config.limits.isolate_keys,
     )
     warmer = None
     if config.cache.warm_prompts is not None:

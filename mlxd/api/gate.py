@@ -15,10 +15,13 @@ from mlxd.api.proxies import UNIX, TrustedProxies, network_of
 class Gate:
     """Keys, addresses and limits together."""
 
-    __slots__ = ("_keys", "_limiter", "_proxies")
+    __slots__ = ("_isolates_keys", "_keys", "_limiter", "_proxies")
 
-    def __init__(self, keys: ApiKeys, proxies: TrustedProxies, limiter: RateLimiter) -> None:
+    def __init__(
+        self, keys: ApiKeys, proxies: TrustedProxies, limiter: RateLimiter, *, isolates_keys: bool
+    ) -> None:
         self._keys = keys
+        self._isolates_keys = isolates_keys
         self._proxies = proxies
         self._limiter = limiter
 
@@ -44,7 +47,7 @@ class Gate:
                 address,
                 key.priority,
                 key.weight,
-                key.cache_salt,
+                key.cache_salt or (key.name if self._isolates_keys else ""),
                 is_admin=key.admin or len(self._keys) == 1,
                 account=account,
             )

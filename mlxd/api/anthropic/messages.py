@@ -53,6 +53,7 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
         stop=stop_strings(fields.stop_sequences, config.limits.max_stop_strings, param="stop_sequences"),
         stream_interval=stream_interval(config, fields.stream),
         timeout_seconds=config.limits.timeout_seconds,
+        cache_salt=fields.cache_salt or "",
     )
     prompt = await _encode(fields, services)
     plan = prompt.plan(plan)

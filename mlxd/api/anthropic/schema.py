@@ -15,6 +15,8 @@ Temperature = Annotated[float, Meta(ge=0, le=2)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
 TopK = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
+"""Requests share cached prefixes only with those of the same salt."""
 
 
 class _Block(msgspec.Struct, kw_only=True, tag_field="type"):
@@ -131,6 +133,8 @@ class MessageFields(msgspec.Struct, kw_only=True):
     top_k: TopK | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
+    cache_salt: CacheSalt | None = None
+    """mlxd's own, as in the OpenAI dialect"""
 
     # Informative: they change nothing in the answer.
     metadata: Any = None

@@ -188,6 +188,29 @@ def test_salts_of_the_key_and_the_request_both_count(key: str, fields: dict[str,
     assert engine.submitted[0].cache_salt == salt
 
 
+def test_all_keys_can_be_isolated_at_once() -> None:
+    keys = [{"name": "alice", "key": "ka"}, {"name": "bob", "key": "kb"}]
+    keys += [{"name": f"team{n}", "key": f"kt{n}", "cache_salt": "team"} for n in (1, 2)]
+    engine = FakeEngine()
+    app = make_app(engine, {"limits": {"api_keys": keys, "isolate_keys": True}})
+    for key in ("ka", "kb", "kt1", "kt2"):
+        body = {"model": "default", "prompt": "hi", "cache_salt": "mine"}
+        assert call(app, "POST", PATH, json=body, headers={"x-api-key": key}).status_code == 200
+    salts = [request.cache_salt for request in engine.submitted]
+    assert salts == ["5 alicemine", "3 bobmine", "4 teammine", "4 teammine"]
+
+
+def test_a_message_may_have_a_salt() -> None:
+    engine = FakeEngine()
+    body = {"model": "default", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+    for salt in (None, "mine"):
+        answer = call(make_app(engine), "POST", "/v1/messages", json={**body, "cache_salt": salt})
+        assert answer.status_code == 200
+    assert [request.cache_salt for request in engine.submitted] == ["", "0 mine"]
+    answer = call(make_app(engine), "POST", "/v1/messages", json={**body, "cache_salt": ""})
+    assert answer.status_code == 400 and "cache_salt" in answer.json()["error"]["message"]
+
+
 def test_an_empty_salt_is_refused() -> None:
     body = {"model": "default", "prompt": "hi", "cache_salt": ""}
     response = call(make_app(FakeEngine()), "POST", PATH, json=body)
