@@ -25,7 +25,7 @@ from mlxd.worker.logprobs import PromptTokenLogprobs
 from mlxd.worker.patching import patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
 from mlxd.worker.selfcheck import checked_tokens, compare_with_mlx_lm
-from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes_per_token, layer_shapes
+from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes_per_token
 
 __all__ = ["PendingStep", "Runner", "UnsupportedModelError", "check_supported", "kv_bytes_per_token"]
 
@@ -129,9 +129,8 @@ class Runner:
         self.block_bytes = 0
         self._num_checked_tokens = 0
         if paged:
-            check_supported(model)
+            shapes = check_supported(model)
             selection = patch_projection(model, self.vocab_size)
-            shapes = layer_shapes(model)
             pool = KvPool(shapes, num_blocks, block_size, dtype)
             capacity = (num_blocks - 1) * block_size
             self._num_checked_tokens = checked_tokens((shape.window for shape in shapes), capacity)

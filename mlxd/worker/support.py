@@ -6,7 +6,7 @@ graphs that are never evaluated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -48,11 +48,14 @@ class _WindowMask:
 class _ProbeCache:
     """Stands where a layer's cache will be and writes down how the model uses it."""
 
-    def __init__(self, num_rows: int, window: int) -> None:
-        self._window = window
+    def __init__(self, num_rows: int, kept: int) -> None:
+        """`kept`: tokens that the layer's own cache keeps; 0: all."""
+        self._kept = kept
+        self.window: int | None = None
         self.offset = mx.zeros((num_rows,), dtype=mx.int32)
         self._given: tuple[mx.array, mx.array] | None = None
         self.num_attention_calls = 0
+        self.num_shares = 0
         self.num_strangers = 0
         self.obstacle: str | None = None
 
@@ -61,11 +64,12 @@ class _ProbeCache:
         return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array] | None:
+        self.num_shares += 1
         return self._given
 
     def make_mask(self, length: int, *, window_size: int | None = None, **_: object) -> _WindowMask | None:
-        """A RotatingKVCache's mask has the window that is asked for, or else the cache's own."""
-        window = window_size or self._window
+        """A cache's mask has the window that is asked for; else a RotatingKVCache's is its size."""
+        window = window_size or self._kept
         return _WindowMask(window) if window else None
 
     def attend(
@@ -83,20 +87,28 @@ class _ProbeCache:
         given = self._given or (None, None)
         self.num_strangers += keys is not given[0] or values is not given[1]
         if self._given is None or [keys.shape, values.shape] != [array.shape for array in self._given]:
-            self.obstacle = "other keys and values than it caches (latent attention)"
+            self._meet("other keys and values than it caches (latent attention)")
         window = mask.window if isinstance(mask, _WindowMask) else 0
         if mask is not None and not window:
-            self.obstacle = "a mask of its own"
-        elif window != self._window:
-            self.obstacle = f"{_window(window)} in its mask and {_window(self._window)} in its cache"
+            self._meet("a mask of its own")
+        elif self._kept and not 0 < window <= self._kept:
+            self._meet(f"{_window(window)} in its mask and {_window(self._kept)} in its cache")
+        elif self.window not in (None, window):
+            self._meet("several windows")
+        self.window = window
         if sinks is not None and sinks.shape != queries.shape[1:2]:
-            self.obstacle = "other attention sinks than one for each head"
+            self._meet("other attention sinks than one for each head")
         return mx.zeros((*queries.shape[:-1], values.shape[-1]), dtype=queries.dtype)
+
+    def _meet(self, obstacle: str) -> None:
+        """The first is the reason for what follows."""
+        self.obstacle = self.obstacle or obstacle
 
 
 def layer_shapes(model: nn.Module) -> list[LayerShape]:
     """The shapes of each layer's cache, from a graph of mlx-lm's own that is never evaluated.
 
+    Their `window` is what a RotatingKVCache keeps.
     Raises UnsupportedModelError when a layer has anything but mlx-lm's `KVCache`, or `RotatingKVCache` for
     its window.
     """
@@ -117,12 +129,12 @@ def layer_shapes(model: nn.Module) -> list[LayerShape]:
     return shapes
 
 
-def check_supported(model: nn.Module) -> None:
+def check_supported(model: nn.Module) -> list[LayerShape]:
     """Raise UnsupportedModelError unless the model runs flattened, `[N, 1]`, over a paged cache.
 
     Nothing is computed: two rows with positions of their own go through the model as a graph, and the
     probes see whether every layer calls its attention through the name that mlxd replaces: once, or again by
-    layers that share its keys and values.
+    layers that share its keys and values. Returns `layer_shapes` with the windows that the masks have.
     """
     shapes = layer_shapes(model)
     patch_attention(model)
@@ -134,7 +146,7 @@ def check_supported(model: nn.Module) -> None:
             f"{_name(model)} cannot take a position per row (in mlx-lm's own code: {error}); {REMEDY}"
         ) from error
     for index, probe in enumerate(probes):
-        if probe.num_attention_calls == 0:
+        if probe.num_attention_calls < 1 + probe.num_shares:
             raise UnsupportedModelError(
                 f"{_name(model)} computes the attention of layer {index} where mlxd cannot reach it; {REMEDY}"
             )
@@ -142,6 +154,7 @@ def check_supported(model: nn.Module) -> None:
             probe.obstacle = "several attentions over different keys"
         if probe.obstacle is not None:
             raise UnsupportedModelError(f"{_name(model)} needs {probe.obstacle} in layer {index}; {REMEDY}")
+    return [replace(shape, window=probe.window) for shape, probe in zip(shapes, probes, strict=True)]
 
 
 def kv_bytes_per_token(model: nn.Module, dtype: mx.Dtype) -> int:

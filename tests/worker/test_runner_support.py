@@ -41,20 +41,18 @@ def test_other_caches_are_refused_by_name() -> None:
         make_runner(model)
 
 
-def test_a_window_that_mask_and_cache_do_not_agree_on_is_refused() -> None:
-    """plamo3's masks show a token more than its caches keep, so that its results depend on the chunks."""
-    model = tiny_model("plamo3")
-    message = "a window of 7 tokens in its mask and a window of 6 tokens in its cache in layer 0"
-    with pytest.raises(UnsupportedModelError, match=message):
-        check_supported(model)
-
-
-def test_layers_that_attend_over_anothers_keys_and_their_own_are_refused() -> None:
-    model = tiny_model("iquestloopcoder")
-    with pytest.raises(
-        UnsupportedModelError, match="needs several attentions over different keys in layer 2"
-    ):
-        check_supported(model)
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        # plamo3's masks show a token more than its caches keep, so its results depend on the chunks.
+        ("plamo3", "a window of 7 tokens in its mask and a window of 6 tokens in its cache in layer 0"),
+        ("iquestloopcoder", "several attentions over different keys in layer 2"),
+        ("afm7", "computes the attention of layer 1 where mlxd cannot reach it"),
+    ],
+)
+def test_attention_that_mlxd_does_not_do_is_refused(name: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=reason):
+        check_supported(tiny_model(name))
 
 
 def test_mlxd_check_refuses_what_the_worker_would(tmp_path: Path) -> None:

@@ -177,6 +177,7 @@ WINDOWED: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "pixtral": ("pixtral", {"text_config": {**_COMMON, **_SLIDING, "model_type": "llama"}}),
     "olmo3": ("olmo3", _SLIDING),
     "cohere2": (
         "cohere2",
@@ -295,6 +296,17 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
             "block_ffn_dim_multiplier": 1.0,
             "block_auto_adjust_ff_dim": False,
             "full_attn_idxs": [1],
+        },
+    ),
+    "afm7": (
+        "afm7",
+        {
+            "hidden_dim": 64,
+            "hidden_dim_scale_factor": 1.5,
+            "num_layers": 3,
+            "num_kv_reuse_layers": 1,
+            "num_heads": 4,
+            "num_kv_heads": 2,
         },
     ),
     "iquestloopcoder": ("iquestloopcoder", {"loop_window_size": WINDOW}),
