@@ -417,7 +417,7 @@ class Engine:
     def _check_prompt(self, params: GenerationRequest, info: WorkerReady) -> None:
         num_tokens = len(params.prompt_token_ids)
         if num_tokens == 0:
-            raise InvalidRequestError("the prompt is empty: it has no tokens", param="prompt")
+            raise InvalidRequestError("prompt: empty, it has no tokens", param="prompt")
         if num_tokens >= info.max_model_len:
             raise ContextLengthExceeded(
                 f"This model's maximum context length is {info.max_model_len} tokens, but the prompt has "
@@ -426,7 +426,7 @@ class Engine:
             )
         if min(params.prompt_token_ids) < 0 or max(params.prompt_token_ids) >= info.vocab_size:
             raise InvalidRequestError(
-                f"the prompt has token ids outside 0 … {info.vocab_size - 1}", param="prompt"
+                f"prompt: token ids are outside 0 … {info.vocab_size - 1}", param="prompt"
             )
 
     def _check_queue(self, requests: Sequence[GenerationRequest], scheduler: Scheduler) -> None:
