@@ -51,10 +51,18 @@ class Agent:
     def turn(self, num_words: int) -> dict[str, Any]:
         """One question or tool's result of so many words, and the model's answer, which joins the history."""
         self.messages.append({"role": "user", "content": self._words(num_words)})
-        text, usage, ttft = self._ask(self.messages)
+        text, figures = self._measure(self.messages)
         self.messages.append({"role": "assistant", "content": text})
+        return figures
+
+    def again(self) -> dict[str, Any]:
+        """The last question once more; its answer joins nothing."""
+        return self._measure(self.messages[:-1])[1]
+
+    def _measure(self, messages: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
+        text, usage, ttft = self._ask(messages)
         details = usage.get("prompt_tokens_details") or {}
-        return {
+        return text, {
             "prompt_tokens": usage["prompt_tokens"],
             "cached_tokens": details.get("cached_tokens") or 0,
             "output_tokens": usage["completion_tokens"],

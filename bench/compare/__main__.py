@@ -20,14 +20,13 @@ from rich.console import Console
 
 from bench import report
 from bench.compare.contenders import CONTENDERS, Contender
-from bench.compare.process import ServerUnderTest, free_port
+from bench.compare.process import ServerUnderTest, blas_environment, free_port
 from bench.compare.table import markdown
 from bench.compare.workloads import Scenario, scenarios
 from bench.serve.http import Address
 from bench.serve.load import Client
 from bench.serve.summary import summarise
 from bench.serve.workload import arrivals
-from mlxd.worker.platform import find_openblas, find_shim
 
 READY_SECONDS = 300.0
 
@@ -89,17 +88,13 @@ def run_server(
     contender: Contender, python: Path, args: argparse.Namespace, plan: list[Scenario], console: Console
 ) -> dict[str, Any]:
     """All scenarios against one server. A scenario that fails says so in its place."""
-    env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    shim, openblas = find_shim(), find_openblas()
-    if shim is not None and openblas is not None:
-        env |= {"MLXD_BENCH_SHIM": str(shim), "MLXD_BENCH_OPENBLAS": str(openblas)}
     port = free_port()
     max_clients = max((scenario.clients for scenario in plan), default=1)
     command = contender.command(python, args.model, port, max_clients)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="compare-") as folder:
         log = Path(folder) / "log"
-        with ServerUnderTest(command, port, env, log) as server:
+        with ServerUnderTest(command, port, blas_environment(), log) as server:
             server.wait_healthy(contender.health_path, READY_SECONDS)
             console.print(f"[bold]{contender.name}[/] is up after {server.start_seconds:.1f} s")
             for scenario in plan:

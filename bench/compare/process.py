@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 
 from bench.server import PAGE_BYTES, cpu_seconds
+from mlxd.worker.platform import find_openblas, find_shim
 
 SAMPLE_SECONDS = 0.25
 STOP_SECONDS = 15.0
@@ -118,6 +119,15 @@ class ServerUnderTest:
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+
+
+def blas_environment() -> dict[str, str]:
+    """What every server is given: no downloads, and the BLAS of with_blas.py where there is one."""
+    env = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    shim, openblas = find_shim(), find_openblas()
+    if shim is not None and openblas is not None:
+        env |= {"MLXD_BENCH_SHIM": str(shim), "MLXD_BENCH_OPENBLAS": str(openblas)}
+    return env
 
 
 def free_port() -> int:
