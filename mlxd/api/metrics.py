@@ -101,7 +101,7 @@ class EngineCollector(Collector):
 
     def _sequences(self) -> Iterator[Metric]:
         stats, scheduler = self._engine.stats, self._engine.scheduler
-        num_running = len(scheduler.running) if scheduler else 0
+        num_running = scheduler.num_running if scheduler else 0
         num_waiting = len(scheduler.waiting) if scheduler else 0
         waiting_tokens = scheduler.waiting.num_tokens if scheduler else 0
         yield _gauge("sequences_running", "Sequences that have KV blocks.", num_running)
@@ -160,6 +160,15 @@ class EngineCollector(Collector):
             "Sequences by how their prompt met the cache.",
             ("hit_type",),
             _one_label({kind.value: stats.prefix_hits[kind.value] for kind in HitType}),
+        )
+        yield _counter(
+            "background_prefills",
+            "Prompts computed ahead of the request that will have them, or dropped for others.",
+            ("outcome",),
+            _one_label({"done": stats.num_background, "dropped": stats.num_background_dropped}),
+        )
+        yield _total(
+            "background_tokens", "Tokens of these; no other total has them.", stats.num_background_tokens
         )
         yield _gauge(
             "prefix_cache_blocks",

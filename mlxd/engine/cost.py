@@ -12,6 +12,9 @@ UNKNOWN_CHUNK_TOKENS = 64
 """The first chunk beside running streams, before anything was measured."""
 IDLE_STEP_FACTOR = 5
 """With no stream to keep waiting, a step may take this many times the target: only newcomers wait."""
+BACKGROUND_SHARE = 0.25
+"""What nobody waits for may add this share to the time of decode rows or, where there are none, take this
+share of the target, because somebody may come meanwhile."""
 
 
 class StepCostModel:
@@ -49,6 +52,14 @@ class StepCostModel:
                 target = IDLE_STEP_FACTOR * self.max_step_seconds
             wanted = int((target - decode) / self._seconds_per_token)
         return min(limit, max(MIN_CHUNK_TOKENS, wanted))
+
+    def background_tokens(self, num_decode_rows: int) -> int:
+        """The same for tokens that nobody waits for."""
+        wanted = 0
+        if self._seconds_per_token is not None:
+            basis = self.decode_seconds(num_decode_rows) if num_decode_rows else self.max_step_seconds
+            wanted = int(BACKGROUND_SHARE * basis / self._seconds_per_token)
+        return min(self.chunk_tokens(num_decode_rows), max(MIN_CHUNK_TOKENS, wanted))
 
     def exceeds_a_step(self, num_tokens: int, num_decode_rows: int) -> bool:
         """Whether computing so many tokens takes longer than waiting for one more step."""

@@ -129,10 +129,14 @@ class Engine:
     async def stop(self, drain_seconds: float) -> None:
         """Take no more requests, give the running ones `drain_seconds`, end the rest, stop the worker."""
         self._stopping = True
+        error = NotReadyError("the server is shutting down")
+        for request in self.requests():
+            if request.params.background:
+                self._end_early(request, FinishReason.ABORT, error)
         try:
             await asyncio.wait_for(self._idle.wait(), drain_seconds)
         except TimeoutError:
-            self.abort_all(NotReadyError("the server is shutting down"))
+            self.abort_all(error)
         self.pins.stop()
         await self.supervisor.stop()
         self.loop_monitor.stop()
@@ -170,7 +174,8 @@ class Engine:
         assert scheduler is not None and info is not None and tokenizer is not None
         for params in requests:
             self._check_prompt(params, info)
-        self._check_queue(requests, scheduler)
+        if not requests[0].background:
+            self._check_queue(requests, scheduler)
         loop = asyncio.get_running_loop()
         stream = OutputStream(len(requests), loop, on_cancel=self._on_cancel, on_drained=self._on_drained)
         now = self._clock()
@@ -189,7 +194,8 @@ class Engine:
             )
             self._requests[params.request_id] = request
             scheduler.add(request)
-            self.stats.num_prompt_tokens += request.num_prompt_tokens
+            if not params.background:
+                self.stats.num_prompt_tokens += request.num_prompt_tokens
         timeout = requests[0].timeout_seconds or self.config.limits.timeout_seconds
         self._timers[stream] = loop.call_later(timeout, self._on_timeout, stream, timeout)
         self._idle.clear()
@@ -245,6 +251,15 @@ class Engine:
     def cache_status(self) -> dict[str, object]:
         """What /v1/cache/stats says."""
         return describe_cache(self)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether requests reuse what others have computed."""
+        return self.scheduler is not None and self.scheduler.kv.prefix_caching
+
+    def num_cached_tokens(self, token_ids: list[int], cache_salt: str) -> int:
+        """How many of the first of `token_ids` a request with that salt could reuse now."""
+        return 0 if self.scheduler is None else self.scheduler.kv.num_cached_tokens(token_ids, cache_salt)
 
     def clear_cache(self) -> int:
         """Forget every cached block that nobody holds, and all on disk; returns how many were in memory."""
@@ -304,7 +319,8 @@ class Engine:
         self.stats.num_evicted_blocks += scheduler.kv.num_evicted_blocks
         self.pins.on_worker_lost()
         error = WorkerError("the model worker stopped while it computed this answer; please try again")
-        for request in list(scheduler.running):
+        # What was to be computed in the background went on from what is lost.
+        for request in (*scheduler.running, *scheduler.background):
             self._end_early(request, FinishReason.ERROR, error, scheduler)
         # Those that wait lost nothing but samples that were in flight when they were preempted.
         for request in scheduler.waiting:
@@ -533,7 +549,8 @@ class Engine:
             assert self.tokenizer is not None, "nothing is submitted before it is there"
             explain = self.config.cache.explain_misses
             request.prefix_report = PrefixReport.of(request, self.tokenizer.decode, explain=explain)
-            self.stats.count_admitted(request)
+            if not request.params.background:
+                self.stats.count_admitted(request)
 
     def _send_to_disk(self, scheduler: Scheduler) -> None:
         """What must reach the worker before the next plan."""
@@ -566,6 +583,7 @@ class Engine:
         stats = self.stats
         num_rows, num_tokens = step.num_rows, step.num_decode_rows + step.num_chunk_tokens
         stats.count_step(num_rows, num_tokens, result.step_seconds)
+        stats.num_background_tokens += step.num_background_tokens
         if result.active_memory_bytes:
             stats.active_memory_bytes = result.active_memory_bytes
             stats.peak_memory_bytes = result.peak_memory_bytes
@@ -582,11 +600,14 @@ class Engine:
         del self._requests[request.request_id]
         if not self._requests:
             self._idle.set()
-        self.stats.count_finished(request, reason, now)
-        figures = ended_figures(request, reason, now)
-        params, report = request.params, request.prefix_report
-        ended = EndedRequest(params.request_id, params.client, figures, report, params.also_known_as)
-        self.ended.add(ended)
+        if request.params.background:
+            self.stats.count_background(reason)
+        else:
+            self.stats.count_finished(request, reason, now)
+            figures = ended_figures(request, reason, now)
+            params, report = request.params, request.prefix_report
+            ended = EndedRequest(params.request_id, params.client, figures, report, params.also_known_as)
+            self.ended.add(ended)
         if request.stream.is_finished:
             timer = self._timers.pop(request.stream, None)
             if timer is not None:

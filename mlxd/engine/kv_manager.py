@@ -131,6 +131,11 @@ class KvManager:
         was_evicted = self.index.was_evicted(tokens, len(block_ids))
         return Match(block_ids, nearest, num_common, tuple(others), was_evicted)
 
+    def num_cached_tokens(self, token_ids: list[int], cache_salt: str) -> int:
+        """How many of the first of `token_ids` a request with that salt could reuse now."""
+        block_ids, _, num_common = self.index.match(self.hash_tokens(token_ids, cache_salt), len(token_ids))
+        return len(block_ids) * self.block_size + num_common
+
     def tokens_soon_cached(
         self, request: Request, match: Match, others: Iterable[tuple[Request, int]]
     ) -> int:

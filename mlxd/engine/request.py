@@ -77,6 +77,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """where known, the character of the prompt's text where each message begins"""
     also_known_as: str = ""
     """another id by which its client may ask for it; several requests can have the same"""
+    background: bool = False
+    """nobody waits for it: computed while nothing else waits, nobody's traffic. `max_tokens` is 0 then"""
 
 
 class FinishReason(enum.StrEnum):

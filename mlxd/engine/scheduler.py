@@ -8,6 +8,7 @@ the first meets the second. Prefill chunks, resumption after preemption and deco
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from dataclasses import dataclass
 
 from mlxd.config import SchedulerConfig
@@ -34,6 +35,8 @@ class ScheduledStep:
     """requests whose tokens are all computed after this step, and that generate none"""
     num_decode_rows: int
     num_chunk_tokens: int
+    num_background_tokens: int
+    """of these, tokens that nobody waits for"""
     admitted: list[Request]
     """requests that got their slot in this step"""
 
@@ -71,6 +74,9 @@ class Scheduler:
     order of admission. Decode rows come first in every step, then prefill chunks in order of admission, then
     newcomers, while the step's token budget lasts. When blocks run out, the running request that came last
     is preempted: its blocks go, its tokens stay.
+
+    `background` holds prompts that nobody waits for. One of them at a time runs, in steps that compute no
+    other prompt, and gives its slot and blocks back as soon as anybody waits.
     """
 
     def __init__(self, config: SchedulerConfig, kv: KvManager, disk: DiskTier | None = None) -> None:
@@ -79,6 +85,7 @@ class Scheduler:
         self.cost = StepCostModel(config.max_step_ms / 1e3, config.max_num_batched_tokens)
         self.waiting = WaitingQueue()
         self.running: list[Request] = []
+        self.background: deque[Request] = deque()
         self.num_preemptions = 0
         self._max_num_seqs = config.max_num_seqs if config.continuous_batching else 1
         self._max_logit_rows = config.max_num_seqs
@@ -87,12 +94,19 @@ class Scheduler:
         self._next_step_id = 0
         self._released: list[int] = []
         self._admitted: list[Request] = []
+        self._in_background: Request | None = None
+        """the one of `running` that nobody waits for"""
         self._publishing: list[Request] = []
         """those with a decode row in this step whose generated blocks are due to be published"""
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.running) + len(self.background)
+
+    @property
+    def num_running(self) -> int:
+        """Running requests that somebody waits for."""
+        return len(self.running) - (self._in_background is not None)
 
     @property
     def starves(self) -> bool:
@@ -103,7 +117,10 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a new request. Whether it can ever fit was checked at submission."""
-        self.waiting.push(request)
+        if request.params.background:
+            self.background.append(request)
+        else:
+            self.waiting.push(request)
 
     def schedule(self, now: float) -> ScheduledStep | None:
         """Plan one step, or None when nothing can run before a result comes back."""
@@ -123,11 +140,14 @@ class Scheduler:
             self.running.remove(request)
             # What a failed request left may be what made it fail (NaN), so nobody else shall have it.
             self._release(request, keep=status is not RequestStatus.FINISHED_ERROR)
+        elif request.params.background:
+            self.background.remove(request)
         elif not request.status.is_finished:
             self.waiting.remove(request)
             if self.disk is not None:
                 self._bring_back(self.disk.cancel(request))
-        self.waiting.forget(request)
+        if not request.params.background:
+            self.waiting.forget(request)
         request.status = status
         request.finish_time = now
 
@@ -194,12 +214,16 @@ class Scheduler:
 
     def _schedule_chunks(self, num_decode_rows: int, now: float) -> list[_Chunk]:
         chunks: list[_Chunk] = []
+        if self._in_background is not None and len(self.waiting):
+            # What it has computed is cached: if it was for the newcomer, that goes on from there.
+            self.running.remove(self._in_background)
+            self._requeue(self._in_background)
         budget = self.cost.chunk_tokens(num_decode_rows)
         self._num_prompt_rows_left = max(MIN_PROMPT_ROWS, self._max_logit_rows - num_decode_rows)
         for request in self.running:
             if budget <= 0:
                 return chunks
-            if not request.decoding:
+            if not request.decoding and request is not self._in_background:
                 budget -= self._add_chunk(request, budget, chunks)
         while budget > 0 and len(self.running) < self._max_num_seqs:
             newcomer = self.waiting.peek()
@@ -217,12 +241,30 @@ class Scheduler:
             if not self.kv.admit(newcomer, match, headroom=len(self.running)):
                 break
             self.waiting.admit(newcomer)
-            newcomer.status = RequestStatus.RUNNING
-            newcomer.first_scheduled_time = newcomer.first_scheduled_time or now
-            self.running.append(newcomer)
-            self._admitted.append(newcomer)
+            self._begin(newcomer, now)
             budget -= self._add_chunk(newcomer, budget, chunks)
+        if not chunks and not len(self.waiting):
+            self._schedule_background(num_decode_rows, now, chunks)
         return chunks
+
+    def _schedule_background(self, num_decode_rows: int, now: float, chunks: list[_Chunk]) -> None:
+        request = self._in_background
+        if request is None:
+            if not self.background or len(self.running) >= self._max_num_seqs:
+                return
+            request = self.background[0]
+            if not self.kv.admit(request, self.kv.match(request), headroom=len(self.running)):
+                return
+            self._in_background = self.background.popleft()
+            self._begin(request, now)
+        if not request.decoding:
+            self._add_chunk(request, self.cost.background_tokens(num_decode_rows), chunks)
+
+    def _begin(self, newcomer: Request, now: float) -> None:
+        newcomer.status = RequestStatus.RUNNING
+        newcomer.first_scheduled_time = newcomer.first_scheduled_time or now
+        self.running.append(newcomer)
+        self._admitted.append(newcomer)
 
     def _had_better_wait(
         self, newcomer: Request, match: Match, chunks: list[_Chunk], num_decode_rows: int
@@ -279,6 +321,7 @@ class Scheduler:
         prompt_rows: list[PromptRow] = []
         prompt_targets: list[tuple[Request, int]] = []
         prefilled: list[Request] = []
+        num_background_tokens = 0
         for chunk in chunks:
             request, end = chunk.request, chunk.end
             samples = chunk.samples
@@ -294,6 +337,8 @@ class Scheduler:
             context_lens.append(end)
             sample.append(samples)
             token_ids.extend(request.token_ids(chunk.start, end))
+            if request is self._in_background:
+                num_background_tokens = chunk.num_tokens
             request.num_computed_tokens = end
             if samples:
                 sampled.append(request)
@@ -331,7 +376,14 @@ class Scheduler:
         self._released.clear()
         self._next_step_id += 1
         return ScheduledStep(
-            plan, sampled, prompt_targets, prefilled, num_decode_rows, len(token_ids), admitted
+            plan,
+            sampled,
+            prompt_targets,
+            prefilled,
+            num_decode_rows,
+            len(token_ids),
+            num_background_tokens,
+            admitted,
         )
 
     def _slot_init(self, request: Request) -> SlotInit:
@@ -344,21 +396,27 @@ class Scheduler:
 
     def _last_running(self) -> Request:
         """Whom to preempt: of the least urgent priority, the one that arrived last."""
-        return max(self.running, key=lambda r: (r.params.priority, r.arrival_time))
+        return self._in_background or max(self.running, key=lambda r: (r.params.priority, r.arrival_time))
 
     def _preempt(self, request: Request) -> None:
         """Take slot and blocks from `request` and queue it again; its tokens are computed anew later."""
         self.running.remove(request)
+        if not request.params.background:
+            request.num_preemptions += 1
+            self.num_preemptions += 1
         self._requeue(request)
-        request.num_preemptions += 1
-        self.num_preemptions += 1
 
     def _requeue(self, request: Request) -> None:
         self._release(request)
         request.status = RequestStatus.PREEMPTED
-        self.waiting.push(request)
+        if request.params.background:
+            self.background.appendleft(request)
+        else:
+            self.waiting.push(request)
 
     def _release(self, request: Request, *, keep: bool = True) -> None:
+        if request is self._in_background:
+            self._in_background = None
         self._released.append(self.kv.release(request, keep=keep))
         request.decoding = False
         request.num_computed_tokens = 0

@@ -70,6 +70,12 @@ class EngineStats:
     """requests by HitType"""
     num_preemptions: int = 0
     """of schedulers that are gone; the present one counts its own"""
+    num_background: int = 0
+    """prompts computed that nobody waited for; no other total but those of steps has them"""
+    num_background_dropped: int = 0
+    """and given up, because others needed the worker for too long"""
+    num_background_tokens: int = 0
+    """computed for either"""
     finish_reasons: Counter[str] = field(default_factory=Counter)
     num_integrity_errors: int = 0
     disk: DiskStats = field(default_factory=DiskStats)
@@ -116,6 +122,13 @@ class EngineStats:
         self.ttft_seconds.observe(now - request.arrival_time)
         self.queue_seconds.observe(scheduled - request.arrival_time)
         self.prefill_seconds.observe(now - scheduled)
+
+    def count_background(self, reason: FinishReason) -> None:
+        """A prompt that nobody waited for is computed, or given up."""
+        if reason is FinishReason.LENGTH:
+            self.num_background += 1
+        else:
+            self.num_background_dropped += 1
 
     def count_finished(self, request: Request, reason: FinishReason, now: float) -> None:
         """`request` is over, however it ended."""

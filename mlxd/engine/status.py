@@ -28,7 +28,7 @@ def describe(engine: Engine) -> dict[str, object]:
         "model": _model_name(engine),
         "uptime_s": round(engine.uptime_seconds, 3),
         "steps_executed": stats.num_steps,
-        "num_running": len(scheduler.running) if scheduler else 0,
+        "num_running": scheduler.num_running if scheduler else 0,
         "num_waiting": len(scheduler.waiting) if scheduler else 0,
         "total_requests_processed": stats.num_requests,
         "total_prompt_tokens": stats.num_prompt_tokens,
@@ -105,6 +105,9 @@ def describe_cache(engine: Engine) -> dict[str, object]:
         "pinned_blocks": kv.num_held_blocks,
         "prompt_tokens": total,
         "cached_tokens": stats.num_cached_tokens,
+        "background_prefills": stats.num_background,
+        "background_prefills_dropped": stats.num_background_dropped,
+        "background_tokens": stats.num_background_tokens,
         "hit_types": {hit_type.value: stats.prefix_hits[hit_type.value] for hit_type in HitType},
     }
     if scheduler.disk is not None:
@@ -161,7 +164,8 @@ def _prefix(engine: Engine, report: PrefixReport | None, *, with_text: bool) -> 
 def _request(engine: Engine, request: Request, now: float) -> dict[str, object]:
     # Whoever may see the status sees every request: with several keys, the prompts are not all theirs.
     with_text = len(engine.config.limits.api_keys) <= 1
-    return _figures(request, now) | _prefix(engine, request.prefix_report, with_text=with_text)
+    figures = _figures(request, now) | {"background": request.params.background}
+    return figures | _prefix(engine, request.prefix_report, with_text=with_text)
 
 
 def _figures(request: Request, now: float) -> dict[str, object]:

@@ -52,6 +52,8 @@ KINDS = {
     "mlxd_prefix_cache_hit_tokens": "counter",
     "mlxd_prefix_cache_evicted_tokens": "counter",
     "mlxd_prefix_cache_requests": "counter",
+    "mlxd_background_prefills": "counter",
+    "mlxd_background_tokens": "counter",
     "mlxd_prefix_cache_blocks": "gauge",
     "mlxd_prefix_cache_evictable_blocks": "gauge",
     "mlxd_worker_up": "gauge",

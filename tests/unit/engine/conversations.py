@@ -1,4 +1,5 @@
-"""Clients that talk to an engine at once: they share beginnings, resend what grows, branch, leave and fail.
+"""Clients that talk to an engine at once: they share beginnings, resend what grows, branch, leave and fail,
+and sometimes the next prompt is computed before it is asked for.
 
 It does not know which worker answers, or what is right: a check is given every answer.
 """
@@ -47,6 +48,7 @@ class Agents:
         self.num_answers = 0
         self.num_left = 0
         self.num_failed = 0
+        self._ahead: list[asyncio.Task[None]] = []
 
     def tokens(self, rng: random.Random, count: int) -> list[int]:
         return [rng.randrange(2, self.vocab_size) for _ in range(count)]
@@ -62,6 +64,8 @@ class Agents:
                 self.engine.scheduler.check_integrity()
 
         await asyncio.gather(*(client() for _ in range(num_clients)))
+        await asyncio.gather(*self._ahead)
+        self.engine.scheduler.check_integrity()
 
     async def converse(self, number: int) -> None:
         rng = random.Random(f"{self.seed}/{number}")
@@ -78,6 +82,9 @@ class Agents:
             history += self.tokens(rng, rng.randrange(7))
             if rng.random() < 0.1:
                 history = [*history[: rng.randrange(1, len(history))], *self.tokens(rng, 1)]
+            if rng.random() < 0.3 and 0 < len(history) < self.max_len:
+                request = ask(f"ahead-{number}/{turn}", history, 0, background=True)
+                self._ahead.append(asyncio.create_task(self.engine.submit([request]).drain()))
             for _ in range(rng.randrange(3)):
                 await self.pause()
 
