@@ -146,8 +146,14 @@ class ServerProcess:
 
     def wait_idle(self, seconds: float = 10.0) -> dict[str, Any]:
         """Until no request runs or waits; returns that status."""
-        self.wait_until(lambda: is_idle(self.status()), seconds, "idleness")
-        return self.status()
+        statuses: list[dict[str, Any]] = []
+
+        def idle() -> bool:
+            statuses.append(self.status())
+            return is_idle(statuses[-1])
+
+        self.wait_until(idle, seconds, "idleness")
+        return statuses[-1]
 
     def wait_until(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Poll `condition()`. Raises RuntimeError when the time is up or the process is gone."""

@@ -189,6 +189,9 @@ class CacheConfig(_Section, frozen=True):
     """exact pool size, for tests and benches; wins over both"""
     prefix_caching: bool = True
     """reuse what was computed for others that begin with the same tokens"""
+    prefill_answers: bool = True
+    """where templates show earlier answers otherwise than they were given (without thinking), compute each as
+    the next turn's prompt will have it, while nothing else waits"""
     explain_misses: bool = True
     """keep, for the last few hundred requests, some text around the place where they parted from the cache"""
     warm_prompts: str | None = None

@@ -25,6 +25,7 @@ from mlxd.api.generation import ActiveGenerations
 from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
 from mlxd.api.limits import RateLimiter
 from mlxd.api.mcp import execute_tool, list_servers, list_tools
+from mlxd.api.next_turn import NextTurns
 from mlxd.api.openai import models
 from mlxd.api.openai.chat import create_chat_completion
 from mlxd.api.openai.completions import create_completion
@@ -144,6 +145,8 @@ class App:
         await receive()
         if self._warmer is not None:
             self._warmer.stop()
+        if self._services.next_turns is not None:
+            self._services.next_turns.stop()
         if tools is not None:
             await tools.stop()
         # The server has waited for the running answers already.
@@ -246,10 +249,11 @@ def create_app(
         from mlxd.api.metrics import MetricsPage  # prometheus_client takes 0.1 s to import
 
         metrics = MetricsPage(engine, traffic, embedding_engine)
+    model = ServedModel(config.model, engine, created=int(now()), chat=config.chat)
     services = Services(
         config=config,
         engine=engine,
-        model=ServedModel(config.model, engine, created=int(now()), chat=config.chat),
+        model=model,
         decoder=BodyDecoder(config.server.max_json_depth, logger),
         active=ActiveGenerations(),
         traffic=traffic,
@@ -258,6 +262,7 @@ def create_app(
         now=now,
         new_id=new_id,
         embeddings=embeddings,
+        next_turns=NextTurns(engine, model) if config.cache.prefill_answers else None,
     )
     gate = Gate(
         ApiKeys.load(config.limits.api_keys, environ),
@@ -267,5 +272,5 @@ def create_app(
     )
     warmer = None
     if config.cache.warm_prompts is not None:
-        warmer = Warmer(read_warm_prompts(Path(config.cache.warm_prompts)), engine, services.model)
+        warmer = Warmer(read_warm_prompts(Path(config.cache.warm_prompts)), engine, model)
     return App(services, gate, Cors(config.server.cors_origins), warmer)

@@ -18,15 +18,30 @@ from mlxd.api.served_model import ServedModel
 from mlxd.chat.format import AnswerFormat
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
-from mlxd.chat.tools import read_tool_choice, read_tools
+from mlxd.chat.tools import ToolChoice, read_tool_choice, read_tools
+from mlxd.chat.types import ToolSpec
 from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
 from mlxd.step import GrammarSpec
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a prompt was rendered from, for whoever renders it again with what came after."""
+
+    messages: Sequence[dict[str, Any]]
+    tools: tuple[ToolSpec, ...]
+    tool_choice: ToolChoice
+    kwargs: Mapping[str, Any]
+    add_special_tokens: bool
+
+
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A rendered conversation, its tokens, where its messages begin, and how to read what answers it."""
+    """A rendered conversation, its tokens, where its messages begin, and how to read what answers it.
+
+    `conversation` is None where the answer is not the next message, but more of the last one.
+    """
 
     text: str
     token_ids: list[int]
@@ -34,6 +49,7 @@ class ChatPrompt:
     answer: AnswerFormat
     thinking: ThinkingParams | None
     constraint: Constraint | None = None
+    conversation: Conversation | None = None
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
         """`plan` with what the prompt and the answer's format ask of the engine."""
@@ -117,8 +133,21 @@ async def encode_conversation(
         thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
     constraint = await constrain(model, rendered.answer, structured)
+    conversation = Conversation(
+        messages=messages,
+        tools=specs,
+        tool_choice=choice,
+        kwargs=kwargs,
+        add_special_tokens=add_special_tokens,
+    )
     return ChatPrompt(
-        rendered.text, token_ids, rendered.message_starts, rendered.answer, thinking, constraint
+        rendered.text,
+        token_ids,
+        rendered.message_starts,
+        rendered.answer,
+        thinking,
+        constraint,
+        conversation if add_generation_prompt else None,
     )
 
 

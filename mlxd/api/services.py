@@ -26,6 +26,7 @@ from mlxd.mcp.hub import McpHub
 if TYPE_CHECKING:
     from mlxd.api.embedding_model import EmbeddingModel
     from mlxd.api.metrics import MetricsPage
+    from mlxd.api.next_turn import NextTurns
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -48,6 +49,8 @@ class Services:
     new_id: Callable[[], str]
     embeddings: EmbeddingModel | None = None
     """None where none is configured"""
+    next_turns: NextTurns | None = None
+    """None where nothing is computed ahead"""
 
     async def read(self, request: HTTPRequest, into: type[T]) -> T:
         """The request's body as an `into`; raises what `read_json_body` and `decode` do."""

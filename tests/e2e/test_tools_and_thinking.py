@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -224,3 +225,40 @@ def test_a_call_that_is_asked_for_is_played_as_it_stands(playback: ServerProcess
         )
     [made] = answer.choices[0].message.tool_calls or []
     assert made.function.arguments == '{"city":"Bern"}'
+
+
+def test_the_next_turn_computes_what_is_new(start: Callable[[dict[str, Any]], ServerProcess]) -> None:
+    """Qwen3's template leaves earlier thinking out. Streamed and not, text and a call."""
+    template = Path(__file__).parents[1] / "unit" / "chat" / "templates" / "qwen3.jinja"
+    server = start({"worker": {"backend": "playback"}, "model": {"chat_template": str(template)}})
+    messages: list[Any] = []
+    with connect(server) as client:
+        for number in range(4):
+            answer = HERMES if number % 2 else "seen again " * 30
+            asked: dict[str, Any] = {"role": "user"}
+            if number == 2:
+                asked = {"role": "tool", "tool_call_id": messages[-1]["tool_calls"][0]["id"]}
+            asked["content"] = played(f"<think>\n{'seen once ' * 30}\n</think>\n\n{answer}")
+            messages.append(asked)
+            options: dict[str, Any] = {"model": "default", "messages": messages, "tools": TOOLS}
+            if number % 2:
+                completion: Any = client.chat.completions.create(**options)
+            else:
+                include_usage: Any = {"include_usage": True}
+                with client.chat.completions.stream(**options, stream_options=include_usage) as stream:
+                    completion = stream.get_final_completion()
+            usage, message = completion.usage, completion.choices[0].message
+            if number:  # else the tools are new, too
+                computed = usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens
+                assert computed < len(asked["content"].encode()) + 60
+            messages.append({"role": "assistant", "content": message.content or ""})
+            if message.tool_calls:
+                messages[-1]["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+            server.wait_until(
+                lambda number=number: server.status()["cache"]["background_prefills"] == number + 1,
+                10,
+                "the next turn",
+            )
+    status = server.wait_idle()
+    assert status["cache"]["background_tokens"] > 0 and status["integrity_errors"] == 0
+    assert status["total_requests_processed"] == 4

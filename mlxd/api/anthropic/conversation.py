@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
+import msgspec
+
 from mlxd.api.anthropic.schema import (
     Block,
     DocumentBlock,
@@ -66,6 +68,11 @@ def template_messages(fields: MessageFields) -> list[TemplateMessage]:
             if texts or not blocks:
                 messages.append({"role": role, "content": _joined(texts)})
     return messages
+
+
+def answer_message(content: list[dict[str, Any]]) -> TemplateMessage:
+    """An answer's content as the next turn's messages will have it."""
+    return _assistant_message(msgspec.convert(content, list[Block]), {})
 
 
 def continues_answer(fields: MessageFields) -> bool:

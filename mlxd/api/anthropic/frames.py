@@ -13,6 +13,7 @@ from mlxd._ext.sse import TextFrame, event_frame
 from mlxd.api.anthropic.blocks import SIGNATURE, BlockSplitter, ContentBlock, Kind
 from mlxd.api.anthropic.message import MessageHead
 from mlxd.api.errors import anthropic_error
+from mlxd.chat.answer import AnswerRecord
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.engine.request import FinishReason, RequestOutput
 from mlxd.errors import HTTPStatusError
@@ -26,11 +27,18 @@ _DELTA = b"event: content_block_delta\n"
 class MessageFrames:
     """message_start, the blocks, message_delta with the reason and the usage, message_stop."""
 
-    def __init__(self, head: MessageHead, pipeline: OutputPipeline, splitter: BlockSplitter) -> None:
+    def __init__(
+        self,
+        head: MessageHead,
+        pipeline: OutputPipeline,
+        splitter: BlockSplitter,
+        record: AnswerRecord | None = None,
+    ) -> None:
         self.ping_seconds = PING_SECONDS
         self._head = head
         self._pipeline = pipeline
         self._splitter = splitter
+        self._record = record
         self._open: ContentBlock | None = None
         self._delta_frame: TextFrame | None = None
         self._last: RequestOutput | None = None
@@ -47,6 +55,8 @@ class MessageFrames:
         events = self._pipeline.feed(output.text)
         if output.finish_reason is not None:
             events += self._pipeline.finish()
+        if self._record is not None:
+            self._record.add(events)
         parts: list[bytes] = []
         for event in events:
             text = self._splitter.place(event)
@@ -69,6 +79,8 @@ class MessageFrames:
         closing = self._head.closing(self._last, has_calls=self._splitter.has_calls)
         usage = closing.pop("usage")
         parts += [_event("message_delta", delta=closing, usage=usage), _event("message_stop")]
+        if self._record is not None:
+            self._record.is_complete = True
         return b"".join(parts)
 
     def failure(self, error: HTTPStatusError) -> bytes:

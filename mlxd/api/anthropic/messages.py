@@ -8,7 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from mlxd.api.anthropic.blocks import BlockSplitter, ThinkingDisplay, whole_blocks
-from mlxd.api.anthropic.conversation import continues_answer, marks_cache_points, template_messages
+from mlxd.api.anthropic.conversation import (
+    answer_message,
+    continues_answer,
+    marks_cache_points,
+    template_messages,
+)
 from mlxd.api.anthropic.frames import MessageFrames
 from mlxd.api.anthropic.message import MessageHead
 from mlxd.api.anthropic.schema import (
@@ -74,14 +79,24 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
             f"(and max_tokens: {fields.max_tokens})",
             param="messages",
         ) from error
-    splitter = BlockSplitter(_thinking_display(fields.thinking))
+    display = _thinking_display(fields.thinking)
+    splitter = BlockSplitter(display)
+    next_turns = services.next_turns
+    record = None if next_turns is None else next_turns.record(prompt, 1)
     if fields.stream:
-        await stream_answer(request, generation, MessageFrames(head, pipeline, splitter))
-        return
-    [output] = await gather_outputs(generation, 1)
-    content = whole_blocks(pipeline.feed(output.text) + pipeline.finish(), splitter)
-    closing = head.closing(output, has_calls=splitter.has_calls)
-    await request.respond_json(200, {**head.opening(), "content": content, **closing})
+        await stream_answer(request, generation, MessageFrames(head, pipeline, splitter, record))
+    else:
+        [output] = await gather_outputs(generation, 1)
+        events = pipeline.feed(output.text) + pipeline.finish()
+        content = whole_blocks(events, splitter)
+        closing = head.closing(output, has_calls=splitter.has_calls)
+        await request.respond_json(200, {**head.opening(), "content": content, **closing})
+        if record is not None:
+            record.add(events)
+            record.is_complete = True
+    if next_turns is not None and record is not None and record.is_complete and record.may_be_reworded:
+        answer = answer_message(whole_blocks(record.events(), BlockSplitter(display)))
+        next_turns.add(prompt, answer, request.caller, plan.cache_salt, returns_thinking=True)
 
 
 async def count_tokens(request: HTTPRequest, services: Services) -> None:

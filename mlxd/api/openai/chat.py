@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import orjson
 
 from mlxd.api.generation import Generation, gather_outputs, off_loop, stream_answer
@@ -39,6 +40,7 @@ from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
+from mlxd.chat.answer import AnswerRecord
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
 from mlxd.chat.types import Event
@@ -60,6 +62,7 @@ async def create_chat_completion(request: HTTPRequest, services: Services) -> No
         await stream_answer(request, turn.generation, chat.frames(turn), chat.next_generation)
     else:
         await request.respond(200, await chat.answer(turn))
+    chat.follow_up()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,9 +71,8 @@ class _Turn:
 
     generation: Generation
     plan: SequencePlan
-    prompt_token_ids: list[int]
+    prompt: ChatPrompt
     pipelines: list[OutputPipeline]
-    thinks: bool
     mcp: McpTurn | None
 
 
@@ -112,6 +114,7 @@ class _Chat:
         self._deadline = asyncio.get_running_loop().time() + self._plan.timeout_seconds
         self._turns: list[_Turn] = []
         self._frames: ChatFrames | None = None
+        self._record: AnswerRecord | None = None
         self._mcp_calls: list[dict[str, Any]] = []
         self._echo = _echo(fields.messages) if fields.echo else ""
 
@@ -128,11 +131,12 @@ class _Chat:
             tokenizer=self._services.model.tokenizer,
             num_logprobs=self._num_logprobs,
             pipelines=turn.pipelines,
-            thinks=turn.thinks,
+            thinks=turn.prompt.answer.thinks,
             echo=self._echo,
             prompt_logprobs=None
             if self._fields.prompt_logprobs is None
-            else (turn.prompt_token_ids, self._fields.prompt_logprobs),
+            else (turn.prompt.token_ids, self._fields.prompt_logprobs),
+            record=self._record,
         )
         self._frames.mcp_turn = turn.mcp
         return self._frames
@@ -176,7 +180,20 @@ class _Chat:
                 choices = self._choices(last, outputs)
             return orjson.dumps(self._object(choices, usage, known))
 
-        return await off_loop([*first, *outputs], write)
+        answer = await off_loop([*first, *outputs], write)
+        if self._record is not None:
+            self._record.is_complete = True
+        return answer
+
+    def follow_up(self) -> None:
+        """The answer is out: if the next turn will have it in other words, let those be computed."""
+        record, next_turns, first = self._record, self._services.next_turns, self._turns[0]
+        if record is None or next_turns is None or not record.is_complete:
+            return
+        if len(self._turns) == 1 and not record.may_be_reworded:
+            return
+        [answer] = template_messages([msgspec.convert(whole_message(record.events()), ChatMessage)])
+        next_turns.add(first.prompt, answer, self._request.caller, first.plan.cache_salt)
 
     def _choices(self, turn: _Turn, outputs: list[RequestOutput]) -> list[dict[str, Any]]:
         """The best of `outputs`, where more were made than asked for."""
@@ -229,6 +246,8 @@ class _Chat:
             limit = services.config.limits.max_prompt_logprobs
             asked = {"prompt_logprobs": fields.prompt_logprobs}
             plan = replace(plan, prompt_logprobs=check_prompt_logprobs([prompt.token_ids], asked, 1, limit))
+            if services.next_turns is not None:
+                self._record = services.next_turns.record(prompt, plan.num_sampled)
         mcp, turn_id = None, self._envelope.id
         if self._mcp_tools is not None and self._mcp_tools.run and services.mcp is not None:
             left = self._deadline - asyncio.get_running_loop().time()
@@ -250,9 +269,8 @@ class _Chat:
         turn = _Turn(
             generation=generation,
             plan=plan,
-            prompt_token_ids=prompt.token_ids,
+            prompt=prompt,
             pipelines=pipelines,
-            thinks=prompt.answer.thinks,
             mcp=mcp,
         )
         self._turns.append(turn)
@@ -264,6 +282,8 @@ class _Chat:
         logprobs = None
         if self._num_logprobs is not None:
             logprobs = chat_logprobs(output, self._services.model.tokenizer, self._num_logprobs)
+        if self._record is not None:
+            self._record.add(events)
         message = whole_message(events)
         if self._echo:
             message["content"] = self._echo + (message["content"] or "")
@@ -283,7 +303,7 @@ class _Chat:
         answer = {**self._envelope.fields(), "choices": choices, "usage": usage.to_json()}
         num_top = self._fields.prompt_logprobs
         if known is not None and num_top is not None:
-            prompt, tokenizer = self._turns[0].prompt_token_ids, self._services.model.tokenizer
+            prompt, tokenizer = self._turns[0].prompt.token_ids, self._services.model.tokenizer
             answer["prompt_logprobs"] = vllm_prompt_logprobs(prompt, known, num_top, tokenizer)
         return answer
 

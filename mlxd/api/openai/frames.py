@@ -18,6 +18,7 @@ from mlxd.api.openai.mcp_turns import McpTurn
 from mlxd.api.openai.message import ROLE_DELTA, event_delta, finish_reason
 from mlxd.api.openai.opening import Opening
 from mlxd.api.openai.usage import Usage
+from mlxd.chat.answer import AnswerRecord
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.types import Event, TextDelta
 from mlxd.engine.prompt_logprobs import PromptLogprobs
@@ -92,7 +93,8 @@ class ChatFrames(_Frames):
     or not: clients read `delta.reasoning` without asking whether it is there. `echo` comes before the content
     of each choice. `prompt_logprobs`: the prompt's tokens and how many alternatives are wanted beside each; a
     frame with them comes before the first choice's first token. `mcp_turn`: the server runs MCP tools between
-    this answer of the model and the next, which is told of by `next_turn`.
+    this answer of the model and the next, which is told of by `next_turn`. `record` keeps what the client is
+    shown.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class ChatFrames(_Frames):
         thinks: bool = False,
         echo: str = "",
         prompt_logprobs: tuple[list[int], int] | None = None,
+        record: AnswerRecord | None = None,
     ) -> None:
         super().__init__(envelope, num_choices, include_usage=include_usage)
         self._tokenizer = tokenizer
@@ -115,6 +118,7 @@ class ChatFrames(_Frames):
         self._echo = echo
         self._prompt_logprobs = prompt_logprobs
         self.mcp_turn: McpTurn | None = None
+        self._record = record
         self._nulls = {"reasoning": None, "reasoning_content": None} if thinks else {}
         nulls = '"reasoning":null,"reasoning_content":null,' if thinks else ""
         self._text_frames = [
@@ -149,6 +153,8 @@ class ChatFrames(_Frames):
                 if output.finish_reason is not None:
                     events += turn.close(output.finish_reason)
                 num_calls = turn.num_released
+            if self._record is not None:
+                self._record.add(events)
             if self._num_logprobs is None:
                 self._add_deltas(parts, output.index, events)
             elif events or output.token_ids:
@@ -158,6 +164,11 @@ class ChatFrames(_Frames):
                 if turn is None or not turn.calls:
                     parts.append(self._finish(output, has_calls=num_calls > 0))
         return b"".join(parts)
+
+    def end(self) -> bytes:
+        if self._record is not None:
+            self._record.is_complete = True
+        return super().end()
 
     def next_turn(self, pipelines: list[OutputPipeline], mcp_turn: McpTurn | None) -> None:
         """What comes from now on is the model's next answer."""

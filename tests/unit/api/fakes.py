@@ -22,6 +22,7 @@ from mlxd.config import Config
 from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
 from mlxd.engine.request_log import is_of
+from mlxd.engine.stats import EngineStats
 from mlxd.engine.stream import OutputStream
 from mlxd.errors import ContextLengthExceeded, MlxdError
 from mlxd.step import MemoryPlan, TokenLogprobs, WorkerReady
@@ -179,6 +180,9 @@ class FakeEngine:
         """compute nothing of what is submitted; only with `held`"""
         self.held = False
         """give no outputs until release()"""
+        self.stats = EngineStats()
+        self.shares_prefixes = False
+        """let the API think that prompts are cached; then those that nobody waits for are submitted too"""
         self.submitted: list[GenerationRequest] = []
         self.cancelled: list[str] = []
         self.calls: list[str] = []
@@ -199,6 +203,11 @@ class FakeEngine:
     def check_ready(self) -> None:
         if self.not_ready is not None:
             raise self.not_ready
+
+    def num_cached_tokens(self, token_ids: list[int], cache_salt: str) -> int:
+        """Of prompts: answers are not cached."""
+        known = [r.prompt_token_ids for r in self.submitted if r.cache_salt == cache_salt]
+        return max((num_common(token_ids, other) for other in known), default=0)
 
     def health(self) -> tuple[bool, str]:
         return self.unhealthy is None, self.unhealthy or ""
@@ -260,6 +269,12 @@ class FakeEngine:
     def _abort(self, key: str, error: Exception | None) -> None:
         stream, _, request = self._open.pop(key)
         stream.push(RequestOutput(request.index, "", [], finish_reason=FinishReason.ABORT, error=error))
+
+
+def num_common(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((n for n, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def make_app(engine: FakeEngine, config: dict[str, Any] | None = None, **kwargs: Any) -> App:
