@@ -2,9 +2,9 @@
 
 It does not know how blocks are matched: it counts what `usage` says and when tokens come. In one run: a long
 prompt twice, and once more with a token changed in the middle of a block; ten requests at once that share a
-long prefix; a chat of several turns.
+long prefix; a chat of several turns. With `--thinking`, instead, a chat with a model that thinks.
 
-`python -m bench.prefix [--prompt-tokens 4000] [--turns 6] [--result FILE]`
+`python -m bench.prefix [--prompt-tokens 4000] [--turns 6] [--thinking] [--result FILE]`
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import httpx
 import orjson
 from rich.console import Console
 
-from bench import report
+from bench import report, thinking
 from bench.server import ServerProcess
 
 SEED = 3
@@ -112,6 +112,8 @@ def stream(client: httpx.Client, path: str, body: dict[str, Any]) -> Answer:
                 if delta or "text" in choice:
                     text += delta
                     times.append(time.perf_counter() - start)
+                elif choice["delta"].get("reasoning"):
+                    times.append(time.perf_counter() - start)
             usage = chunk.get("usage") or usage
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     return Answer(text, times, usage["prompt_tokens"], cached, usage["completion_tokens"])
@@ -154,8 +156,8 @@ def chat(client: httpx.Client, num_turns: int) -> list[Turn]:
     messages: list[dict[str, str]] = []
     turns: list[Turn] = []
     known = 0
-    for question in QUESTIONS[:num_turns]:
-        messages.append({"role": "user", "content": question})
+    for number in range(num_turns):
+        messages.append({"role": "user", "content": QUESTIONS[number % len(QUESTIONS)]})
         answer = stream(client, "/v1/chat/completions", {"messages": messages, "max_tokens": 60})
         turns.append(Turn(answer.prompt_tokens, answer.cached_tokens, known))
         known = answer.prompt_tokens + answer.completion_tokens
@@ -166,9 +168,18 @@ def chat(client: httpx.Client, num_turns: int) -> list[Turn]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.prefix", description=__doc__)
     parser.add_argument("--prompt-tokens", type=int, default=4000)
-    parser.add_argument("--turns", type=int, default=len(QUESTIONS), choices=range(2, len(QUESTIONS) + 1))
+    parser.add_argument("--turns", type=int, default=len(QUESTIONS), choices=range(2, 31))
+    parser.add_argument("--thinking", action="store_true", help="a chat with a model that thinks")
+    parser.add_argument("--max-tokens", type=int, default=72, help="of its answers, thinking included")
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
+    if args.thinking:
+        found = thinking.run(stream, QUESTIONS, args.turns, args.max_tokens)
+        flags = {"thinking": True, "turns": args.turns, "max_tokens": args.max_tokens}
+        result = report.provenance("prefix", flags=flags, seed=SEED) | found
+        return _finish(
+            result, args.result, right=not any(side["integrity_errors"] for side in found.values())
+        )
     rng = random.Random(SEED)
     config = {"model": {"path": "demo:smollm2"}, "cache": {"memory_mb": 1024, "block_size": BLOCK_SIZE}}
     with ServerProcess(config, ready_seconds=600) as server:
@@ -187,12 +198,16 @@ def main() -> int:
         "reused_of_known": reused,
         "integrity_errors": status["integrity_errors"],
     }
-    Console().print_json(orjson.dumps(result).decode())
-    if args.result is not None:
-        report.write(args.result, result)
-    right = long.parted_cached_tokens == long.parted_at
+    right = long.parted_cached_tokens == long.parted_at and not status["integrity_errors"]
     right = right and shared.computed_tokens < shared.least_tokens + NUM_TOGETHER * BLOCK_SIZE
-    return 0 if right and not status["integrity_errors"] else 1
+    return _finish(result, args.result, right=right)
+
+
+def _finish(result: dict[str, Any], path: Path | None, *, right: bool) -> int:
+    Console().print_json(orjson.dumps(result).decode())
+    if path is not None:
+        report.write(path, result)
+    return 0 if right else 1
 
 
 if __name__ == "__main__":
