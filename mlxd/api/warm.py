@@ -17,14 +17,14 @@ from mlxd.api.served_model import ServedModel
 from mlxd.api.tokenize import PromptFields, encode_prompt
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
-from mlxd.errors import ConfigError, MlxdError, NotReadyError
+from mlxd.errors import ConfigError, MlxdError, NotReadyError, WorkerError
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 MAX_PROMPTS = 10_000
-PRIORITY = 1 << 20
-"""after everything that a client asks for"""
+MAX_SECONDS = 3600.0
+"""for one prompt: clients come first"""
 
 
 class WarmPrompt(PromptFields, forbid_unknown_fields=True, kw_only=True):
@@ -80,7 +80,7 @@ class Warmer:
 
 
 async def warm(prompts: Sequence[WarmPrompt], engine: Engine, model: ServedModel) -> int:
-    """Compute each, one after another, behind all that clients ask for; returns how many tokens they have.
+    """Compute each, one after another, while no client waits; returns how many tokens they have.
 
     One that cannot be is logged and left out.
     """
@@ -94,12 +94,13 @@ async def warm(prompts: Sequence[WarmPrompt], engine: Engine, model: ServedModel
                 request_id=f"warm.{number}",
                 prompt_token_ids=token_ids,
                 max_tokens=0,
-                priority=PRIORITY,
+                background=True,
+                timeout_seconds=MAX_SECONDS,
                 cache_salt=joined_salt(prompt.cache_salt, ""),
             )
             await engine.submit([request]).drain()
-        except NotReadyError:
-            break  # it is begun anew once the worker is ready again
+        except (NotReadyError, WorkerError):
+            return num_tokens  # it is begun anew once the worker is ready again
         except MlxdError as error:
             logger.warning("warm prompt %d: %s", number, error)
         else:

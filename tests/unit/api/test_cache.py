@@ -175,7 +175,7 @@ def test_a_warm_prompt_that_waits_when_the_worker_dies_is_computed_once(words: P
         assert scheduler is not None
         running, waiting = (
             [request.request_id.startswith("warm") for request in requests]
-            for requests in (scheduler.running, scheduler.waiting)
+            for requests in (scheduler.running, scheduler.background)
         )
         return running == [False] and waiting == [True]
 
