@@ -49,8 +49,8 @@ class GrammarSpec(msgspec.Struct, frozen=True, array_like=True, gc=False):
     nothing else can where it must.
 
     With `triggers`, any text may come until one of them has been produced; the grammar holds for what follows
-    it, less some white space. If the grammar `repeats`, the output is free again when it has ended, until the
-    next trigger.
+    it, less some white space. If the grammar `repeats`, it begins with the trigger (so that it can tell what
+    follows which), and the output is free again when it has ended, until the next trigger.
     `opening_token_ids` make an exception to a grammar that holds from the beginning: an output that begins
     with one of these is free up to a trigger.
     """

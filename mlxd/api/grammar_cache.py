@@ -7,22 +7,30 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from mlxd.chat.structured import compile_error
+import msgspec
+
+from mlxd.chat.argument_grammar import Notation, tool_grammar
+from mlxd.chat.lark import LarkText
+from mlxd.chat.structured import Grammar, compile_error
 from mlxd.errors import InvalidRequestError
 
 NUM_KNOWN = 256
+NUM_TOOLS = 1024
+"""Tools, in each notation, whose grammars are kept: some kilobytes each."""
 
 
 class GrammarCache:
     """Remembers which grammars compile: agents send the same few again and again."""
 
-    __slots__ = ("_check", "_errors")
+    __slots__ = ("_arguments", "_check", "_errors")
 
     def __init__(self, check: Callable[[str], str | None] = compile_error) -> None:
         self._check = check
         self._errors: OrderedDict[str, str | None] = OrderedDict()
+        self._arguments: OrderedDict[tuple[bytes, Notation, bool], Grammar | None] = OrderedDict()
 
     async def check(self, grammar: str, param: str) -> None:
         """Compile it, unless it is known.
@@ -45,3 +53,17 @@ class GrammarCache:
         if len(errors) > NUM_KNOWN:
             errors.popitem(last=False)
         return error
+
+    async def arguments(
+        self, notation: Notation, schema: Mapping[str, Any], text: LarkText, *, must_hold: bool
+    ) -> Grammar | None:
+        """As `tool_grammar`, remembered. All of it is for one model, and so is `text`."""
+        key = (msgspec.json.encode(schema), notation, must_hold)
+        known = self._arguments
+        if key in known:
+            known.move_to_end(key)
+            return known[key]
+        known[key] = made = await asyncio.to_thread(tool_grammar, notation, schema, text, must_hold=must_hold)
+        if len(known) > NUM_TOOLS:
+            known.popitem(last=False)
+        return made

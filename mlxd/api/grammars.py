@@ -11,8 +11,11 @@ from itertools import takewhile
 
 from mlxd.api.served_model import ServedModel
 from mlxd.chat import structured
-from mlxd.chat.call_grammar import CallGrammar, arguments_schema, call_syntax
+from mlxd.chat.argument_grammar import Notation
+from mlxd.chat.call_grammar import CallGrammar, arguments_schema
+from mlxd.chat.call_syntax import call_family
 from mlxd.chat.format import AnswerFormat
+from mlxd.chat.lark import LarkText
 from mlxd.chat.structured import Grammar, StructuredOutput, compose
 from mlxd.chat.types import ToolSpec
 from mlxd.errors import InvalidRequestError
@@ -21,9 +24,6 @@ from mlxd.text.tokenizer import Tokenizer
 
 MAX_BEGINNINGS = 8
 """of a forced call that are compared: more tools have less in common, and tokenising takes time"""
-
-_WAYS_ON = ("{}", '{"a', "{ ", "{\n", " {", "\n{", "0", "12")
-"""what may follow the beginning of a call: its arguments, or the number of the call"""
 
 _HARMONY = "gpt_oss"
 _HARMONY_ANSWERS = ("<|channel|>final<|message|>", "<|channel|>final <|constrain|>json<|message|>")
@@ -71,7 +71,7 @@ async def constrain(
         )
     if calls is not None and is_required:
         spec = await _after_thinking(model, answer, calls.required(), calls.parts, "tool_choice", calls)
-        forced = () if answer.reasoning is not None else common_tokens(model.tokenizer, calls.beginnings())
+        forced = () if answer.reasoning is not None else common_tokens(model.tokenizer, *calls.beginnings())
         return Constraint(spec, forced)
     if output is not None:
         _check_tokenizer(model, output.param)
@@ -79,18 +79,22 @@ async def constrain(
         if calls is not None:
             start, parts = f"@answer | {calls.required()}", {**parts, **calls.parts}
         return Constraint(await _after_thinking(model, answer, start, parts, output.param, None))
-    if calls is None or not calls.trigger:
+    if calls is None or not calls.triggers:
         return None
-    text = compose(calls.after_trigger(), calls.parts)
-    await model.grammars.check(text, "tools")
-    return Constraint(GrammarSpec(text, (calls.trigger,), repeats=True))
+    text = compose(calls.from_trigger(), calls.parts)
+    error = await model.grammars.error(text)
+    if error is not None and any(tool.strict for tool in answer.tools):
+        raise InvalidRequestError(f"tools: {error}", param="tools")
+    if error is not None:
+        return None  # too many tools at once: each alone has a grammar
+    return Constraint(GrammarSpec(text, calls.triggers, repeats=True))
 
 
-def common_tokens(tokenizer: Tokenizer, beginnings: Sequence[str]) -> tuple[int, ...]:
-    """The tokens with which an answer begins that has one of these beginnings, however it goes on."""
+def common_tokens(tokenizer: Tokenizer, beginnings: Sequence[str], ways_on: Sequence[str]) -> tuple[int, ...]:
+    """The tokens with which all answers begin that have one of these beginnings and go on in these ways."""
     if len(beginnings) > MAX_BEGINNINGS:
         return ()
-    texts = [beginning + way_on for beginning in beginnings for way_on in _WAYS_ON]
+    texts = [beginning + way_on for beginning in beginnings for way_on in ways_on]
     columns = zip(*tokenizer.encode_batch(texts, add_special_tokens=False), strict=False)
     tokens = tuple(column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns))
     # Some tokenisers put a space before all text: that would be another text.
@@ -134,23 +138,48 @@ async def _call_grammar(model: ServedModel, answer: AnswerFormat) -> CallGrammar
     """
     if answer.tool_parser is None or not _has_tokenizer(model):
         return None
+    chat_format = await model.chat_format()
+    family = call_family(answer.tool_parser, chat_format.template.source)
+    text = LarkText(_special_tokens(model))
     is_required = answer.tool_choice.mode == "required"
+    notations = dict.fromkeys(way.arguments for way in (family.ways[:1] if is_required else family.ways))
     return CallGrammar(
-        call_syntax(answer.tool_parser),
+        family,
         answer.tools,
-        [
-            await _arguments(model, tool, f"tools[{i}].function.parameters", tool.strict or is_required)
-            for i, tool in enumerate(answer.tools)
-        ],
-        special_tokens=_special_tokens(model),
+        {
+            notation: [
+                await _arguments(model, tool, i, notation, text, must_hold=tool.strict or is_required)
+                for i, tool in enumerate(answer.tools)
+            ]
+            for notation in notations
+        },
+        text,
         parallel=answer.tool_choice.parallel,
     )
 
 
-async def _arguments(model: ServedModel, tool: ToolSpec, param: str, must_hold: bool) -> Grammar:
-    """The grammar of a tool's arguments: any object where its schema cannot be enforced and need not be."""
+async def _arguments(
+    model: ServedModel,
+    tool: ToolSpec,
+    index: int,
+    notation: Notation | None,
+    text: LarkText,
+    *,
+    must_hold: bool,
+) -> Grammar:
+    """The grammar of a tool's arguments: any object where its schema cannot be enforced and need not be.
+
+    It is one of JSON where the notation (None: JSON) has none that enforces what must hold: the parsers read
+    that too.
+    """
+    param = f"tools[{index}].function.parameters"
+    schema = arguments_schema(tool)
+    if notation is not None:
+        own = await model.grammars.arguments(notation, schema, text, must_hold=must_hold)
+        if own is not None:
+            return own
     try:
-        output = structured.json_schema(arguments_schema(tool), param)
+        output = structured.json_schema(schema, param)
         await model.grammars.check(compose("@answer", {"answer": output.grammar}), param)
     except InvalidRequestError:
         if must_hold:
@@ -161,7 +190,7 @@ async def _arguments(model: ServedModel, tool: ToolSpec, param: str, must_hold: 
 
 def _special_tokens(model: ServedModel) -> dict[str, int]:
     tokenizer = model.tokenizer
-    return {tokenizer.token_text(token_id): token_id for token_id in tokenizer.special_token_ids}
+    return {tokenizer.token_text(token_id): token_id for token_id in tokenizer.control_token_ids}
 
 
 def _has_tokenizer(model: ServedModel) -> bool:

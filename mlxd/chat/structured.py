@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llguidance import LLMatcher
+from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
+from mlxd.chat.lark import literal
 from mlxd.errors import InvalidRequestError
 
 Grammar = Mapping[str, Any]
@@ -96,11 +97,6 @@ def grammar(text: Any, param: str) -> StructuredOutput:
     return StructuredOutput({"lark_grammar": lark}, param)
 
 
-def literal(text: str) -> str:
-    """A text in Lark."""
-    return json.dumps(text, ensure_ascii=False)
-
-
 def compose(start: str, parts: Mapping[str, Grammar]) -> str:
     """llguidance's text: `start` is the body of the start rule, in Lark, and calls the parts `@name`."""
     named = [{**part, "name": name} for name, part in parts.items()]
@@ -114,6 +110,14 @@ def compile_error(text: str) -> str | None:
     """
     is_error, messages = LLMatcher.validate_grammar_with_warnings(text)
     return str(messages[0])[:1000] if is_error else None
+
+
+def is_possible(terminal: str) -> bool:
+    """Whether any text matches a terminal of Lark. It takes a millisecond or more."""
+    grammar = {"grammars": [{"lark_grammar": f"start: T\nT: {terminal}"}]}
+    matcher = LLMatcher(LLTokenizer("byte"), json.dumps(grammar), log_level=0)
+    matcher.compute_bitmask()
+    return not matcher.is_error()
 
 
 def enforceable(schema: dict[str, Any] | bool) -> dict[str, Any] | bool:

@@ -49,7 +49,9 @@ class Tokenizer:
     """Immutable after loading, and safe to use from several threads: encoding releases the GIL.
 
     `bos_token`, `eos_token` (and their ids) are None where the model has none. `vocab_size` is one more than
-    the largest id that has a token. `special_token_ids` are those that `skip_special_tokens` leaves out.
+    the largest id that has a token. `special_token_ids` are those that `skip_special_tokens` leaves out;
+    `control_token_ids` are these and all others added in the shape of a tag, such as Qwen's `<tool_call>`,
+    which llguidance does not take for text either.
     """
 
     __slots__ = (
@@ -60,6 +62,7 @@ class Tokenizer:
         "_visible_pieces",
         "bos_token",
         "bos_token_id",
+        "control_token_ids",
         "eos_token",
         "eos_token_id",
         "special_token_ids",
@@ -75,6 +78,9 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self._tokenizer = tokenizer
         self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.control_token_ids = self.special_token_ids.union(
+            token_id for token_id, token in added.items() if _is_tag(token.content)
+        )
         self.vocab_size = max(tokenizer.get_vocab_size(), max(added, default=-1) + 1)
         self.bos_token = bos_token
         self.eos_token = eos_token
@@ -213,3 +219,7 @@ def _convert(files: ModelFiles, trust_remote_code: bool) -> str:
             f"{files.path}: no tokenizer.json, and transformers cannot make one of the other files: {reason}"
         )
     return done.stdout.decode()
+
+
+def _is_tag(text: str) -> bool:
+    return text.startswith("<") and text.endswith(">")

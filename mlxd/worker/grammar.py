@@ -270,22 +270,24 @@ class ConstrainedRow:
     def _accept_free(self, text: bytes) -> None:
         """Looks for a trigger; what follows the first one is the grammar's."""
         tail = self._tail + text
-        ends = [start + len(trigger) for trigger in self._triggers if (start := tail.find(trigger)) >= 0]
-        if not ends:
+        found = [(start + len(t), t) for t in self._triggers if (start := tail.find(t)) >= 0]
+        if not found:
             self._tail = tail[1 - max(map(len, self._triggers)) :]
             return
         self._tail = b""
         self._enter_grammar()
-        rest = self._vocabulary.tokens_of(tail[min(ends) :].lstrip())
         matcher = self._matcher
         if matcher is None:
             return
+        end, trigger = min(found)
+        rest = self._vocabulary.tokens_of(tail[end:].lstrip())
         if not rest:
             self._num_spaces_left = MAX_LEADING_SPACES
-        elif self._spec.repeats and matcher.validate_tokens(rest) < len(rest):
+        tokens = self._vocabulary.tokens_of(trigger) + rest if self._spec.repeats else rest
+        if self._spec.repeats and matcher.validate_tokens(tokens) < len(tokens):
             self._matcher = None  # it was not held to the grammar yet, and says something else
-        else:
-            self._consume(matcher, rest)
+        elif tokens:
+            self._consume(matcher, tokens)
 
     def _enter_grammar(self) -> None:
         if self._matcher is not None:

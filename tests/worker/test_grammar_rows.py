@@ -255,15 +255,16 @@ def test_an_output_may_open_with_thinking(driver: Driver, bias: float, thinks: b
 
 
 def test_a_lazy_grammar_holds_behind_each_trigger(driver: Driver) -> None:
-    """The trigger is two letters here, so that a random model finds it, in one token or in two.
+    """A trigger is two letters here, so that a random model finds it, in one token or in two.
 
-    A token that ends it and brings text along was free to say anything, so there is none here.
+    A token that ends one and brings text along was free to say anything, so there is none here.
     """
-    bias = {TOKENIZER.token_to_id(text): 5.0 for text in ("a", "b", "ab")}
+    bias = {TOKENIZER.token_to_id(text): 5.0 for text in ("a", "b", "ab", "y")}
     bias |= {TOKENIZER.token_to_id("b" + other): -100.0 for other in "abxyz{}:0"}
+    bias |= {TOKENIZER.token_to_id("y" + other): -100.0 for other in "abxyz{}:0"}
     params = constrained(
-        LLMatcher.grammar_from_regex("[0-9]{3};"),
-        triggers=("ab",),
+        LLMatcher.grammar_from_lark('start: "ab" /[0-9]{3};/ | "ay" /[A-Z]{3};/'),
+        triggers=("ab", "ay"),
         repeats=True,
         logit_bias=bias,
     )
@@ -271,14 +272,14 @@ def test_a_lazy_grammar_holds_behind_each_trigger(driver: Driver) -> None:
         driver.add(prompt_of(5, seed), msgspec.structs.replace(params, seed=seed)) for seed in range(6)
     ]
     driver.run(60, wait=False)
-    num_calls = 0
+    num_calls = {"b": 0, "y": 0}
     for sequence in sequences:
         text = TOKENIZER.decode(sequence.outputs[:60], skip_special_tokens=False)
-        calls = re.findall(r"ab\s{0,4}(.{0,4})", text, re.DOTALL)
-        num_calls += len(calls)
-        for call in calls:
-            assert re.match(r"[0-9]{0,3}$|[0-9]{3};", call), text
-    assert num_calls > 6
+        for trigger, call in re.findall(r"a([by])\s{0,4}(.{0,4})", text, re.DOTALL):
+            num_calls[trigger] += 1
+            letters = "[0-9]" if trigger == "b" else "[A-Z]"
+            assert re.match(rf"{letters}{{0,3}}$|{letters}{{3}};", call), text
+    assert min(num_calls.values()) > 3
 
 
 def test_a_grammar_that_cannot_work_fails_its_own_row(driver: Driver) -> None:

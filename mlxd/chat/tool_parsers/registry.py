@@ -1,7 +1,7 @@
 """Which tool parsers there are, and which one a model needs.
 
 It does not know the formats themselves. To add one: a file beside this one, its class in `_FORMATS`, its
-calls in chat/call_grammar.py, its table of cases in tests/unit/chat/tool_parsers (docs/tool-parsers.md).
+calls in chat/call_syntax.py, its table of cases in tests/unit/chat/tool_parsers (docs/tool-parsers.md).
 """
 
 from __future__ import annotations

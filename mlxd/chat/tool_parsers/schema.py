@@ -67,7 +67,7 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
         return ANY
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _types(_resolve(reference, root), root, depth - 1)
+        return _types(resolve(reference, root), root, depth - 1)
     declared = schema.get("type")
     names = declared if isinstance(declared, list) else [declared]
     types = frozenset(name for name in names if name in _TYPES)
@@ -76,7 +76,7 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
     for key in ("enum", "const"):
         if key in schema:
             values = schema[key] if key == "enum" and isinstance(schema[key], list) else [schema[key]]
-            return frozenset(map(_type_of, values))
+            return frozenset(map(type_of, values))
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
             found = [_types(part, root, depth - 1) for part in schema[key]]
@@ -89,7 +89,7 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
     return frozenset({"array"}) if "items" in schema else ANY
 
 
-def _resolve(reference: str, root: Mapping[str, Any]) -> object:
+def resolve(reference: str, root: Mapping[str, Any]) -> object:
     """What a reference into the same schema (`#/$defs/Name`) points at; None for any other."""
     if not reference.startswith("#"):
         return None
@@ -101,7 +101,7 @@ def _resolve(reference: str, root: Mapping[str, Any]) -> object:
     return target
 
 
-def _type_of(value: object) -> str:
+def type_of(value: object) -> str:
     """The name of a JSON value's type."""
     match value:
         case None:

@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 from llguidance import LLMatcher
 
+from mlxd.api.grammar_cache import GrammarCache
 from mlxd.api.grammars import common_tokens
 from mlxd.step import GrammarSpec
 from mlxd.text.tokenizer import Tokenizer
@@ -241,9 +242,9 @@ def test_a_tokenizer_that_puts_a_space_before_all_text_forces_nothing() -> None:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({"▁": 0, "a": 1, "{": 2, "}": 3}, []))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer.decoder = tokenizers.decoders.Metaspace(prepend_scheme="first")
-    assert common_tokens(Tokenizer(tokenizer), ["aa"]) == ()
+    assert common_tokens(Tokenizer(tokenizer), ["aa"], ["{", "}"]) == ()
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="never")
-    assert common_tokens(Tokenizer(tokenizer), ["aa"]) == (1, 1)
+    assert common_tokens(Tokenizer(tokenizer), ["aa"], ["{", "}"]) == (1, 1)
 
 
 def test_a_call_that_is_allowed_is_held_to_its_schema_once_begun(engine: FakeEngine) -> None:
@@ -273,13 +274,55 @@ def test_a_tool_whose_schema_cannot_be_enforced_is_refused_where_it_must_hold(en
         assert response.json()["error"]["param"] == "tools[1].function.parameters"
 
 
-@pytest.mark.parametrize("parser", ["gemma4", "minimax", "deepseek_v4"])
-def test_formats_without_json_are_enforced_too(engine: FakeEngine, parser: str) -> None:
+@pytest.mark.parametrize(
+    ("parser", "beginning", "triggers"),
+    [
+        ("gemma4", "<|tool_call>call:f{", ("<|tool_call>", "<start_function_call>")),
+        ("minimax", '<minimax:tool_call>\n<invoke name="f">\n', ("<minimax:tool_call>",)),
+        (
+            "deepseek_v4",
+            '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="f">\n',
+            ("<｜DSML｜tool_calls>", "<｜DSML｜function_calls>", '<｜DSML｜invoke name="'),
+        ),
+        ("glm47", "<tool_call>f\n", ("<tool_call>",)),
+        ("qwen3_coder", "<tool_call>\n<function=f>\n", ("<tool_call>", "<function=")),
+        ("nemotron", "<tool_call>\n<function=f>\n", ("<tool_call>", "<TOOLCALL>", "<function=")),
+    ],
+)
+def test_formats_without_json_are_enforced_too(
+    parser: str, beginning: str, triggers: tuple[str, ...]
+) -> None:
+    engine = FakeEngine()
     app = make_app(engine, {"chat": {"tool_call_parser": parser}})
-    body = {"messages": [{"role": "user", "content": "hi"}], "tools": [TOOL], "tool_choice": "required"}
-    assert call(app, "POST", CHAT, json=body).status_code == 200
-    spec = grammar_of(engine)
-    assert spec is not None and LLMatcher.validate_grammar(spec.grammar) == ""
+    for fields in ({"tool_choice": "required"}, {}):
+        body = {
+            "messages": [{"role": "user", "content": "hi"}],
+            "tools": [TOOL, BAD_TOOL][: 1 + (not fields)],
+        }
+        assert call(app, "POST", CHAT, json=body | fields).status_code == 200
+    forced, free = (params.sampling.grammar for params in engine.submitted)
+    assert forced is not None and free is not None
+    assert forced.triggers == () and free.triggers == triggers and free.repeats
+    assert LLMatcher.validate_grammar(forced.grammar) == LLMatcher.validate_grammar(free.grammar) == ""
+    assert engine.tokenizer is not None
+    text = engine.tokenizer.decode(engine.submitted[0].forced_token_ids, skip_special_tokens=False)
+    assert text and beginning.startswith(text)
+    assert engine.submitted[1].forced_token_ids == ()
+
+
+def test_tools_that_are_too_many_for_one_grammar_are_free_to_be_called(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless one is strict: then it must be held to its schema."""
+
+    async def error(self: GrammarCache, grammar: str) -> str | None:
+        return "too large" if "arguments_0_0" in grammar else None
+
+    monkeypatch.setattr(GrammarCache, "error", error)
+    for strict, status in ((False, 200), (True, 400)):
+        tool = {"type": "function", "function": {**TOOL["function"], "strict": strict}}
+        assert ask(engine, {"tools": [tool]}).status_code == status
+    assert [params.sampling.grammar for params in engine.submitted] == [None]
 
 
 def test_without_a_parser_no_call_is_enforced(engine: FakeEngine) -> None:

@@ -20,15 +20,18 @@ _WORDS = ('{"', '":', '", "', "the", "an", "10", "00", "true", "null", "]}", "\n
 class Walker:
     """Every byte is a token, some words are, and so are the special tokens that are given."""
 
-    def __init__(self, folder: str, special_tokens: Sequence[str] = ()) -> None:
+    def __init__(
+        self, folder: str, special_tokens: Sequence[str] = (), added_tokens: Sequence[str] = ()
+    ) -> None:
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         tokenizer = tokenizers.Tokenizer(models.BPE({text: i for i, text in enumerate(alphabet)}, []))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        tokenizer.add_tokens(list(_WORDS))
+        tokenizer.add_tokens([*_WORDS, *added_tokens])
         tokenizer.add_special_tokens([END, *special_tokens])
         path = f"{folder}/tokenizer.json"
         tokenizer.save(path)
+        self.tokenizer = tokenizer
         self.special_tokens = {text: tokenizer.token_to_id(text) for text in special_tokens}
         self._end = tokenizer.token_to_id(END)
         self._tokenizer = LLTokenizer(path, n_vocab=tokenizer.get_vocab_size(), eos_token=self._end)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
 from mlxd.chat import structured
-from mlxd.chat.call_grammar import SYNTAXES, CallGrammar, arguments_schema, call_syntax
+from mlxd.chat.argument_grammar import Notation, tool_grammar
+from mlxd.chat.call_grammar import CallGrammar, arguments_schema
+from mlxd.chat.call_syntax import FAMILIES, CallFamily, call_family
+from mlxd.chat.lark import LarkText
+from mlxd.chat.structured import Grammar
 from mlxd.chat.tool_parsers import get, make_parser, names
 from mlxd.chat.types import TextDelta, ToolCallDelta, ToolCallStart, ToolSpec
+from mlxd.text.tokenizer import Tokenizer
 from tests.unit.chat.grammar_walk import Walker
 from tests.unit.chat.made_schemas import TOOLS, problems
 
@@ -28,6 +34,8 @@ SPECIAL_TOKENS = (
     "[ARGS]",
     "<|tool_call>",
     "<tool_call|>",
+    '<|"|>',
+    "｜DSML｜",
     "<minimax:tool_call>",
     "</minimax:tool_call>",
     "<|channel|>",
@@ -44,15 +52,19 @@ def walker(tmp_path_factory: pytest.TempPathFactory) -> Walker:
     return Walker(str(tmp_path_factory.mktemp("tokenizer")), SPECIAL_TOKENS)
 
 
-def call_grammar(walker: Walker, parser: str, tools: list[ToolSpec], *, parallel: bool = True) -> CallGrammar:
-    syntax = call_syntax(parser)
-    return CallGrammar(
-        syntax,
-        tools,
-        [structured.json_schema(arguments_schema(tool), "tools").grammar for tool in tools],
-        special_tokens=walker.special_tokens,
-        parallel=parallel,
-    )
+def call_grammar(
+    walker: Walker, parser: str | CallFamily, tools: list[ToolSpec], *, parallel: bool = True
+) -> CallGrammar:
+    family = call_family(parser) if isinstance(parser, str) else parser
+    text = LarkText(walker.special_tokens)
+
+    def grammar(notation: Notation | None, tool: ToolSpec) -> Grammar:
+        schema = arguments_schema(tool)
+        own = None if notation is None else tool_grammar(notation, schema, text, must_hold=True)
+        return own or structured.json_schema(schema, "tools").grammar
+
+    arguments = {way.arguments: [grammar(way.arguments, tool) for tool in tools] for way in family.ways}
+    return CallGrammar(family, tools, arguments, text, parallel=parallel)
 
 
 def read(parser: str, tools: list[ToolSpec], text: str) -> tuple[list[tuple[str, str]], str]:
@@ -74,7 +86,7 @@ def check(calls: list[tuple[str, str]], tools: list[ToolSpec]) -> None:
         assert not problems(arguments_schema(tool), arguments)
 
 
-@pytest.mark.parametrize("parser", SYNTAXES)
+@pytest.mark.parametrize("parser", FAMILIES)
 def test_every_call_is_read_and_valid(walker: Walker, parser: str) -> None:
     source = random.Random(parser)
     for i, tool in enumerate(TOOLS):
@@ -88,7 +100,7 @@ def test_every_call_is_read_and_valid(walker: Walker, parser: str) -> None:
         check(found, tools)
 
 
-@pytest.mark.parametrize("parser", [name for name, syntax in SYNTAXES.items() if not syntax.one_only])
+@pytest.mark.parametrize("parser", [name for name, family in FAMILIES.items() if not family.ways[0].one_only])
 def test_several_calls_follow_each_other(walker: Walker, parser: str) -> None:
     source = random.Random(parser)
     tools = TOOLS[1:5]
@@ -106,76 +118,154 @@ def test_several_calls_follow_each_other(walker: Walker, parser: str) -> None:
     assert max(counts) >= 2
 
 
-LAZY = [name for name, syntax in SYNTAXES.items() if syntax.trigger]
+LAZY = [name for name, family in FAMILIES.items() if family.triggers]
 
 
 @pytest.mark.parametrize("parser", LAZY)
-def test_behind_its_trigger_a_call_goes_on_as_it_must(walker: Walker, parser: str) -> None:
+def test_from_its_trigger_on_a_call_goes_on_as_it_must(walker: Walker, parser: str) -> None:
     source = random.Random(parser)
-    # A message of Harmony's ends the turn with its call, and nothing may stand before a name.
-    space = "" if calls_begin_with_a_name(parser) else "\n"
+    # A message of Harmony's ends the turn with its call.
     after = "<|call|>" if parser == "harmony" else " Done."
     for tool in TOOLS:
         calls = call_grammar(walker, parser, [tool])
-        rest = walker.walk(structured.compose(calls.after_trigger(), calls.parts), source)
-        assert rest is not None
-        text = f"Let me see. {calls.trigger}{space}{rest}{after}"
+        call = walker.walk(structured.compose(calls.from_trigger(), calls.parts), source, max_tokens=5000)
+        assert call is not None
+        [trigger] = [trigger for trigger in calls.triggers if call.startswith(trigger)]
+        # Between a trigger and what follows there may be white space, but not before a name.
+        space = "" if trigger[-1] in '=."' else "\n"
+        text = f"Let me see. {trigger}{space}{call.removeprefix(trigger)}{after}"
         found, prose = read(parser, [tool], text)
         assert {name for name, _ in found} == {tool.name}, text
         assert prose.split() == ["Let", "me", "see.", *after.split("<|call|>")[0].split()]
         check(found, [tool])
 
 
-def calls_begin_with_a_name(parser: str) -> bool:
-    return parser in ("harmony", "functionary", "llama")
+FUNCTION = "<function=tool_2>\n<parameter=city>\nRome\n</parameter>\n</function>"
+
+
+def dsml_call(city: str) -> str:
+    return (
+        '<｜DSML｜invoke name="tool_2">\n'
+        f'<｜DSML｜parameter name="city" string="true">{city}</｜DSML｜parameter>\n</｜DSML｜invoke>'
+    )
 
 
 @pytest.mark.parametrize(
-    ("parser", "rest"),
+    ("parser", "call"),
     [
-        ("hermes", '{"name": "tool_2", "arguments": {"city": "Rome"}}\n</tool_call>'),
-        ("mistral", '[{"name": "tool_2", "arguments": {"city": "Rome"}}]'),
-        ("mistral", 'tool_2{"city": "Rome"}'),
-        ("mistral", 'tool_2[ARGS]{"city": "Rome"}'),
-        ("llama", 'tool_2>{"city": "Rome"}</function>'),
-        ("functionary", 'tool_2>{"city": "Rome"}</function>'),
+        ("hermes", '<tool_call>{"name": "tool_2", "arguments": {"city": "Rome"}}\n</tool_call>'),
+        ("mistral", '[TOOL_CALLS][{"name": "tool_2", "arguments": {"city": "Rome"}}]'),
+        ("mistral", '[TOOL_CALLS]tool_2{"city": "Rome"}'),
+        ("mistral", '[TOOL_CALLS]tool_2[ARGS]{"city": "Rome"}'),
+        ("llama", '<function=tool_2>{"city": "Rome"}</function>'),
+        ("functionary", '<function=tool_2>{"city": "Rome"}</function>'),
         (
             "deepseek",
-            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>tool_2\n```json\n"
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>tool_2\n```json\n"
             '{"city": "Rome"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         ),
         (
             "deepseek",
+            "<｜tool▁calls▁begin｜>"
             '<｜tool▁call▁begin｜>tool_2<｜tool▁sep｜>{"city": "Rome"}<｜tool▁call▁end｜>'
             '<｜tool▁call▁begin｜>tool_2<｜tool▁sep｜>{"city": "Oslo"}<｜tool▁call▁end｜>'
             "<｜tool▁calls▁end｜>",
         ),
         (
             "kimi",
-            '<|tool_call_begin|>functions.tool_2:0<|tool_call_argument_begin|>{"city": "Rome"}'
-            "<|tool_call_end|><|tool_calls_section_end|>",
+            "<|tool_calls_section_begin|><|tool_call_begin|>functions.tool_2:0<|tool_call_argument_begin|>"
+            '{"city": "Rome"}<|tool_call_end|><|tool_calls_section_end|>',
         ),
-        ("harmony", 'tool_2 <|constrain|>json<|message|>{"city": "Rome"}'),
-        ("harmony", 'tool_2 json<|message|>{"city": "Rome"}'),
-        ("harmony", 'tool_2<|message|>{"city": "Rome"}'),
+        ("harmony", '<|channel|>commentary to=functions.tool_2 <|constrain|>json<|message|>{"city": "Rome"}'),
+        ("harmony", '<|channel|>commentary to=functions.tool_2 json<|message|>{"city": "Rome"}'),
+        ("harmony", '<|channel|>commentary to=functions.tool_2<|message|>{"city": "Rome"}'),
+        ("gemma4", '<|tool_call>call:tool_2{city:<|"|>Rome<|"|>}<tool_call|>'),
+        ("gemma4", "<start_function_call>call:tool_2{city:<escape>Rome<escape>}<end_function_call>"),
+        (
+            "minimax",
+            '<minimax:tool_call><invoke name="tool_2">\n<parameter name="city">Rome</parameter>\n</invoke>\n'
+            "</minimax:tool_call>",
+        ),
+        ("deepseek_v4", f"<｜DSML｜tool_calls>{dsml_call('Rome')}\n</｜DSML｜tool_calls>"),
+        (
+            "deepseek_v4",
+            f"<｜DSML｜function_calls>{dsml_call('Rome')}\n{dsml_call('Oslo')}\n</｜DSML｜function_calls>",
+        ),
+        ("deepseek_v4", dsml_call("Rome")),
+        (
+            "glm47",
+            "<tool_call>tool_2\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n</tool_call>",
+        ),
+        ("glm47", "<tool_call>tool_2<arg_key>city</arg_key><arg_value>Rome</arg_value></tool_call>"),
+        ("qwen3_coder", f"<tool_call>{FUNCTION}\n</tool_call>"),
+        ("qwen3_coder", FUNCTION),
+        ("nemotron", f"<tool_call>{FUNCTION}\n</tool_call>"),
+        ("nemotron", FUNCTION),
+        ("nemotron", '<tool_call>{"name": "tool_2", "arguments": {"city": "Rome"}}\n</tool_call>'),
+        ("nemotron", '<TOOLCALL>[{"name": "tool_2", "arguments": {"city": "Rome"}}]</TOOLCALL>'),
     ],
 )
-def test_every_way_in_which_a_family_goes_on_is_allowed(walker: Walker, parser: str, rest: str) -> None:
-    calls = call_grammar(walker, parser, TOOLS)
-    grammar = structured.compose(calls.after_trigger(), calls.parts)
-    assert walker.matches(grammar, rest)
-    assert not walker.matches(grammar, rest.replace("tool_2", "tool_99"))
-    assert not walker.matches(grammar, rest.replace('"Rome"', "5"))
+def test_every_way_in_which_a_family_goes_on_is_allowed(walker: Walker, parser: str, call: str) -> None:
+    calls = call_grammar(walker, parser, TOOLS[2:4])
+    grammar = structured.compose(calls.from_trigger(), calls.parts)
+    assert walker.matches(grammar, call)
+    assert not walker.matches(grammar, call.replace("tool_2", "tool_99"))
+    assert not walker.matches(grammar, call.replace("city", "town"))
+    assert not walker.matches(grammar, call.replace("Rome", "a longer name than eight letters"))
 
 
-def test_every_parser_has_a_syntax() -> None:
-    assert {call_syntax(name) for name in names()} == set(SYNTAXES.values())
+@pytest.mark.parametrize(
+    ("parser", "template", "beginning"),
+    [
+        ("gemma4", "", "<|tool_call>call:tool_2{"),
+        ("gemma4", "'<start_function_call>call:' + name", "<start_function_call>call:tool_2{"),
+        ("deepseek_v4", "tool_calls", '<｜DSML｜tool_calls>\n<｜DSML｜invoke name="tool_2">\n'),
+        (
+            "deepseek_v4",
+            "<｜DSML｜function_calls>",
+            '<｜DSML｜function_calls>\n<｜DSML｜invoke name="tool_2">\n',
+        ),
+        ("glm47", "</arg_key>\n<arg_value>", "<tool_call>tool_2\n"),
+        ("glm47", "</arg_key><arg_value>", "<tool_call>tool_2"),
+        ("nemotron", "<function=", "<tool_call>\n<function=tool_2>\n"),
+        ("nemotron", "<TOOLCALL>", '<TOOLCALL>[{"name": "tool_2", "arguments": '),
+    ],
+)
+def test_what_is_asked_for_comes_as_the_models_template_writes_it(
+    walker: Walker, parser: str, template: str, beginning: str
+) -> None:
+    calls = call_grammar(walker, call_family(parser, template), TOOLS[2:3], parallel=False)
+    [text], ways_on = calls.beginnings()
+    assert text == beginning
+    call = walker.walk(structured.compose(calls.required(), calls.parts), random.Random(parser))
+    assert call is not None
+    assert call.startswith(beginning)
+    assert call[len(beginning)] in {way[0] for way in ways_on} | {"c"}  # of the tool's "city"
+
+
+def test_every_parser_has_a_family() -> None:
+    assert {get(name).name for name in names()} == FAMILIES.keys()
 
 
 def test_triggers_begin_calls_that_the_parser_looks_for() -> None:
     for parser in LAZY:
-        trigger = SYNTAXES[parser].trigger
-        assert any(trigger.startswith(marker) for marker in get(parser).markers), parser
+        for trigger in FAMILIES[parser].triggers:
+            assert any(trigger.startswith(marker) for marker in get(parser).markers), parser
+            assert any(way.rest(trigger) for way in FAMILIES[parser].ways), trigger
+
+
+def test_tags_that_are_tokens_are_written_as_such_be_they_special_or_not(tmp_path: Path) -> None:
+    """As `<tool_call>` is for Qwen: added, not special, and no text for llguidance."""
+    walker = Walker(str(tmp_path), added_tokens=["<tool_call>", "</tool_call>"])
+    tokenizer = Tokenizer(walker.tokenizer)
+    walker.special_tokens = {tokenizer.token_text(i): i for i in tokenizer.control_token_ids}
+    assert {"<tool_call>", "</tool_call>"} <= walker.special_tokens.keys()
+    for parser in ("qwen", "glm47", "qwen3_coder"):
+        calls = call_grammar(walker, parser, TOOLS[2:3], parallel=False)
+        for start in (calls.required(), calls.from_trigger()):
+            text = walker.walk(structured.compose(start, calls.parts), random.Random(parser))
+            assert text is not None
+            assert walker.matches(structured.compose(start, calls.parts), text)
 
 
 def test_harmony_may_think_first(walker: Walker) -> None:
