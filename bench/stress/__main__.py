@@ -54,7 +54,7 @@ WEATHERS = {
     "disk": Weather(disk=True),
     "wide": Weather(blocks=260, sequences=40, batched_tokens=512, clients=64, max_tokens=160),
     "thinking": Weather(thinks=True),
-    "kills": Weather(disk=True, kills=4),
+    "kills": Weather(disk=True, thinks=True, kills=4),
 }
 
 
