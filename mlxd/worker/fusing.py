@@ -17,7 +17,8 @@ from mlx_lm.models.rope_utils import Llama3RoPE
 
 from mlxd.worker.kernels.source import Fusion
 
-PROBE_POSITIONS = (3, 1000)
+PROBE_POSITIONS = (3, 1000, 100_000)
+"""far ones too: some models scale queries from some position on"""
 TOLERANCES = {2: 0.03, 4: 5e-3}
 """Allowed difference, as a part of the largest number, by the bytes of a number. float32 is TF32 on CUDA."""
 
