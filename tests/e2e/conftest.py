@@ -34,8 +34,13 @@ def slow_playback() -> Iterator[ServerProcess]:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Iterator[ServerProcess]:
-    """A server with SmolLM2-135M-Instruct in float32."""
-    config = {"model": {"path": "demo:smollm2"}, "cache": {"memory_mb": 1024}}
+    """A server with SmolLM2-135M-Instruct in float32. On two busy cores, an answer of many may take longer
+    than the 300 s that are the default."""
+    config = {
+        "model": {"path": "demo:smollm2"},
+        "cache": {"memory_mb": 1024},
+        "limits": {"timeout_seconds": 900},
+    }
     with ServerProcess(config, ready_seconds=600) as server:
         yield server
 
