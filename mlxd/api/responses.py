@@ -89,6 +89,8 @@ class CacheMiss(msgspec.Struct, kw_only=True):
 
 
 class RequestStatus(msgspec.Struct, kw_only=True):
+    """`background`: nobody waits for it; it is computed ahead of the requests that will have its prompt."""
+
     request_id: str
     phase: Literal["queued", "prefill", "generation", "finished"]
     tokens_per_second: float
@@ -102,6 +104,7 @@ class RequestStatus(msgspec.Struct, kw_only=True):
     prompt_tokens: int
     queue_s: float
     elapsed_s: float
+    background: bool = False
     finish_reason: Literal["stop", "length", "abort", "error"] | None = None
 
 
