@@ -18,8 +18,8 @@ import numpy.typing as npt
 from mlxd.step import NULL_BLOCK
 from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows
 from mlxd.worker.attention.layout import (
+    MAX_SHORT_TOKENS,
     MIN_TABLE,
-    QUERY_STEP,
     ROW_BUCKETS,
     ROW_STEP,
     StepLayout,
@@ -110,11 +110,11 @@ class KernelForward:
             for count in sorted({*counts, max_num_seqs})
             for context in sorted({1, max_model_len})
         ]
-        long = min(2 * QUERY_STEP, max_model_len)
-        chunks = (4, 4), (long, long), (QUERY_STEP, long)
-        kinds = tuple((length, context) for length, context in chunks if length <= context)[:max_num_seqs]
-        room = max_num_seqs - len(kinds)
-        mixed = [WarmStep(rows, chunks=kinds) for rows in sorted({0, min(1, room), room})]
+        long = min(2 * MAX_SHORT_TOKENS, max_model_len)
+        # A short prompt, a long one, and the rest of one: each alone, because they might attend together.
+        kinds = (min(4, max_model_len),) * 2, (long, long), (-(-long // 2) + 1, long)
+        room = max_num_seqs - 1
+        mixed = [WarmStep(rows, chunks=(kind,)) for kind in kinds for rows in sorted({0, min(1, room), room})]
         return steps + mixed + mixed  # the second time compiled
 
     def release(self, slot: int) -> None:

@@ -36,8 +36,14 @@ APPLE_CORES = {"p": 5, "g": 10, "s": 32, "c": 32, "d": 64}
 CU_MULTIPROCESSOR_COUNT = 16
 """cuda.h: CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT"""
 
-KEEP_GOING = ("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
-"""MLX's CUDA build raises an error after some hundred shapes of attention; a server sees that many."""
+MLX_SETTINGS = {
+    "MLX_ENABLE_CACHE_THRASHING_CHECK": "0",
+    "MLX_CUDA_GRAPH_CACHE_SIZE": "2048",
+    "MLX_CUDA_SDPA_CACHE_SIZE": "1024",
+}
+"""For MLX's CUDA build. It raises an error after some hundred shapes of attention or CUDA graphs, and a
+server sees that many. It keeps 400 graphs, of which a step takes many, and what was forgotten is made again
+while streams wait."""
 
 SLOW_GFLOPS = 8.0
 """below this a CPU does not use a tuned BLAS, whatever was loaded: the reference one does 3 to 5"""
@@ -73,7 +79,8 @@ def prepare(threads: int = 0) -> Blas:
 
     Call it before `import mlx.core`; calling it again only sets the number of threads.
     """
-    os.environ.setdefault(*KEEP_GOING)
+    for name, value in MLX_SETTINGS.items():
+        os.environ.setdefault(name, value)
     if sys.platform != "linux":
         return Blas("Accelerate", 0)
     threads = threads or usable_cores()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
+from mlxd.worker.attention import layout
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.fusing import fuse_attention, fuse_mlp
 from mlxd.worker.kernel_forward import pack_decode
@@ -67,7 +68,9 @@ def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
         ("gpt_oss", "cuda"),
     ],
 )
-def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path) -> None:
+def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "MAX_FLAT_PAIRS", 300)  # chunks of every kind, although they are small
+    monkeypatch.setattr(layout, "PART_PAIRS", 5000)
     model = tiny_model(name)
     kernels = ShimKernels(dialect, folder)
     runner = kernel_runner(model, kernels)
@@ -125,18 +128,22 @@ def test_long_rows_are_split(folder: Path) -> None:
         assert sequence.outputs == tokens
 
 
-def test_after_the_warm_up_no_kernel_is_new(folder: Path) -> None:
-    kernels = ShimKernels("metal", folder)
-    model = tiny_model("llama")
-    runner = Runner(model, num_blocks=60, block_size=4, max_num_seqs=6, dtype=mx.float32, kernels=kernels)
-    runner.warmup(200)
+@pytest.mark.parametrize(("name", "dialect"), [("llama", "metal"), ("qwen3", "cuda")])
+def test_after_the_warm_up_no_kernel_is_new(name: str, dialect: Any, folder: Path) -> None:
+    kernels = ShimKernels(dialect, folder)
+    model = tiny_model(name)
+    runner = Runner(model, num_blocks=150, block_size=4, max_num_seqs=6, dtype=mx.float32, kernels=kernels)
+    runner.warmup(180)
     warm = dict(kernels.launches)
-    driver = Driver(runner, num_blocks=60, block_size=4, num_slots=6)
-    sequences = [driver.add(prompt_of(length, length), chunk_size=size) for length, size in SHAPES[:3]]
+    driver = Driver(runner, num_blocks=150, block_size=4, num_slots=6)
+    sequences = [
+        driver.add(prompt_of(length, length), chunk_size=size)
+        for length, size in (*SHAPES[:3], (150, 0), (160, 140))
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ShimKernel, "__init__", None)
         driver.run(5)
-    assert set(kernels.launches) - {"copy"} == set(warm)
+    assert set(kernels.launches) - {"copy"} <= set(warm)
     for sequence in sequences:
         assert sequence.outputs == reference(model, sequence.prompt, len(sequence.outputs))[0]
 

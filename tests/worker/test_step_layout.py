@@ -103,15 +103,23 @@ def test_every_token_has_its_place() -> None:
         check(batch_of(decode, chunks, seed), pad=seed % 2 == 0)
 
 
-def test_long_chunks_attend_together_where_that_costs_little() -> None:
-    def calls(*chunks: tuple[int, int], pad: bool = True) -> list[tuple[int, int, int, bool]]:
-        longs = StepLayout.of(batch_of([], list(chunks)), BLOCK_SIZE, context_class, pad=pad).shape.longs
-        return [(long.num_chunks, long.length, long.size, long.fresh) for long in longs]
+def test_chunks_attend_together_where_that_costs_little() -> None:
+    def calls(*chunks: tuple[int, int], pad: bool = True) -> list[tuple[int, ...]]:
+        """Rows of one query, if there are, then calls."""
+        shape = StepLayout.of(batch_of([], list(chunks)), BLOCK_SIZE, context_class, pad=pad).shape
+        flat = [] if shape.flat is None else [(shape.flat.num_rows,)]
+        return flat + [(long.num_chunks, long.length, long.size, long.fresh) for long in shape.longs]
 
     assert calls((600, 600), (440, 600), (600, 600)) == [(4, 640, 768, False)]
     assert calls((600, 600), (580, 580)) == [(2, 640, 640, True)]
     assert calls((600, 600), (440, 600), pad=False) == [(1, 600, 600, True), (1, 440, 600, False)]
     assert calls((1500, 1500), (20, 6000)) == [(1, 1536, 1536, True), (1, 64, 6144, False)]
+    assert calls((600, 600), (2, 600), (9, 9)) == [(4, 640, 768, False)]
+    assert calls((600, 600), (2, 9000)) == [(2,), (1, 640, 640, True)]
+    assert calls((600, 600), (2, 600), pad=False) == [(2,), (1, 600, 600, True)]
+    assert calls((100, 600), (17, 100)) == [(128,)]
+    assert calls((100, 600), (17, 100), pad=False) == [(1, 17, 100, False), (1, 100, 600, False)]
+    assert calls((120, 600)) == [(1, 128, 768, False)]
 
 
 def test_sizes_of_steps_and_chunks_are_few_and_not_much_larger() -> None:

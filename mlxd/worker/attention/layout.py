@@ -7,7 +7,7 @@ that come often: what is added computes what a token beside it does, or nothing,
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -31,8 +31,13 @@ QUERY_STEP = 64
 KEY_STEP = 256
 """Long chunks and their sequences are padded to few sizes, multiples of these, on CUDA, where cuDNN
 spends some 40 ms on a plan for each new set of sizes."""
-PART_PAIRS = 1 << 21
-"""Pairs of a query and a key that on CUDA take no longer than the host needs for another attention call."""
+MAX_FLAT_PAIRS = 1 << 16
+"""Where no longer chunk comes along, CUDA takes those up to MAX_SHORT_TOKENS so too, if there are no more
+pairs of a query and a key: on an H100 a step with one such chunk took 7 to 9 ms so, 9 to 11 otherwise."""
+MAX_SHORT_TOKENS = 128
+PART_PAIRS = 1 << 22
+"""Pairs that on CUDA take no longer than the host needs for another attention call in each layer: 5 ms on an
+H100's host, where MLX's attention over a million pairs took 1 ms (Qwen3-0.6B)."""
 FLAT = (0, 0)
 
 ContextClass = Callable[[int, int], int]
@@ -181,8 +186,7 @@ class StepLayout:
         split, num_tokens = batch.num_decode_rows, len(batch.positions)
         num_rows = at_least(split, ROW_BUCKETS, ROW_STEP) if split else 0
         count = max(num_rows, common_size(num_tokens, TOKEN_STEP, 8) if pad else num_tokens)
-        flat_chunks = [chunk for chunk in batch.chunks if chunk.length <= MAX_FLAT_TOKENS]
-        long_chunks = [chunk for chunk in batch.chunks if chunk.length > MAX_FLAT_TOKENS]
+        flat_chunks, groups = _parts(batch.chunks, pad=pad)
         numbers = [*range(split), *(chunk.row for chunk in flat_chunks)]
         tables, starts = _joined_tables(batch, numbers, block_size)
         collected = np.zeros((count, 4), dtype=np.int32)
@@ -210,7 +214,7 @@ class StepLayout:
             places[1] = np.append(places[1], np.int32(1))
             arrays += places
         longs = []
-        for chunks in _together(long_chunks, pad=pad):
+        for chunks in groups:
             shape, long = _long_arrays(chunks, batch, block_size, pad=pad)
             longs.append(shape)
             arrays += long
@@ -272,23 +276,30 @@ def _joined_tables(batch: StepBatch, rows: Sequence[int], block_size: int) -> tu
     return np.pad(tables, (0, size - len(tables))), (np.cumsum(widths) - widths).astype(np.int32)
 
 
-def _together(chunks: list[Chunk], *, pad: bool) -> Iterator[list[Chunk]]:
-    """Long chunks that attend in one call: of one kind and about one size.
+def _parts(chunks: list[Chunk], *, pad: bool) -> tuple[list[Chunk], list[list[Chunk]]]:
+    """Chunks that run as rows of one query each, and groups of chunks that attend in one call each.
 
-    With `pad` also others, where the pairs that are computed for nothing cost less than a call.
+    Chunks of one kind and about one size attend together, and with `pad` also others, where the pairs that
+    are computed for nothing cost less than a call.
     """
-    group: list[Chunk] = []
-    for _, kind in itertools.groupby(sorted(chunks, key=_kind), key=_kind):
-        others = list(kind)
-        if not group:
-            group = others
-        elif pad and _pairs(group + others) <= _pairs(group) + _pairs(others) + PART_PAIRS:
-            group += others
+    flat = [chunk for chunk in chunks if chunk.length <= MAX_FLAT_TOKENS]
+    longs = sorted((chunk for chunk in chunks if chunk.length > MAX_FLAT_TOKENS), key=_kind)
+    if not pad:
+        return flat, [list(group) for _, group in itertools.groupby(longs, key=_kind)]
+    pairs = sum(chunk.length * chunk.context_len for chunk in chunks)
+    if pairs <= MAX_FLAT_PAIRS and all(chunk.length <= MAX_SHORT_TOKENS for chunk in chunks):
+        return chunks, []
+    groups: list[list[Chunk]] = []
+    for _, kind in itertools.groupby(longs, key=_kind):
+        group = list(kind)
+        if groups and _pairs(groups[-1] + group) <= _pairs(groups[-1]) + _pairs(group) + PART_PAIRS:
+            groups[-1] += group
         else:
-            yield group
-            group = others
-    if group:
-        yield group
+            groups.append(group)
+    if flat and groups and _pairs(groups[-1] + flat) <= _pairs(groups[-1]) + PART_PAIRS:
+        groups[-1] += flat
+        flat = []
+    return flat, groups
 
 
 def _kind(chunk: Chunk) -> tuple[bool, int]:
