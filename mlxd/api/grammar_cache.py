@@ -16,6 +16,7 @@ from mlxd.chat.argument_grammar import Notation, tool_grammar
 from mlxd.chat.lark import LarkText
 from mlxd.chat.structured import Grammar, compile_error
 from mlxd.errors import InvalidRequestError
+from mlxd.text.tokenizer import Tokenizer
 
 NUM_KNOWN = 256
 NUM_TOOLS = 1024
@@ -25,12 +26,23 @@ NUM_TOOLS = 1024
 class GrammarCache:
     """Remembers which grammars compile: agents send the same few again and again."""
 
-    __slots__ = ("_arguments", "_check", "_errors")
+    __slots__ = ("_arguments", "_check", "_errors", "_text", "_tokenizer")
 
     def __init__(self, check: Callable[[str], str | None] = compile_error) -> None:
         self._check = check
         self._errors: OrderedDict[str, str | None] = OrderedDict()
         self._arguments: OrderedDict[tuple[bytes, Notation, bool], Grammar | None] = OrderedDict()
+        self._text: LarkText | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    async def text(self, tokenizer: Tokenizer) -> LarkText:
+        """Writes texts with a tokenizer's special tokens. Made once: some have thousands of them."""
+        text = self._text
+        if text is None or tokenizer is not self._tokenizer:
+            tokens = {tokenizer.token_text(token_id): token_id for token_id in tokenizer.control_token_ids}
+            self._text = text = await asyncio.to_thread(LarkText, tokens)
+            self._tokenizer = tokenizer
+        return text
 
     async def check(self, grammar: str, param: str) -> None:
         """Compile it, unless it is known.

@@ -140,7 +140,7 @@ async def _call_grammar(model: ServedModel, answer: AnswerFormat) -> CallGrammar
         return None
     chat_format = await model.chat_format()
     family = call_family(answer.tool_parser, chat_format.template.source)
-    text = LarkText(_special_tokens(model))
+    text = await model.grammars.text(model.tokenizer)
     is_required = answer.tool_choice.mode == "required"
     notations = dict.fromkeys(way.arguments for way in (family.ways[:1] if is_required else family.ways))
     return CallGrammar(
@@ -186,11 +186,6 @@ async def _arguments(
             raise
         output = structured.json_schema(structured.ANY_OBJECT, param)
     return output.grammar
-
-
-def _special_tokens(model: ServedModel) -> dict[str, int]:
-    tokenizer = model.tokenizer
-    return {tokenizer.token_text(token_id): token_id for token_id in tokenizer.control_token_ids}
 
 
 def _has_tokenizer(model: ServedModel) -> bool:
