@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from typing import Self, final
 
 def live_objects() -> dict[str, int]: ...
+def largest_token_id(token_ids: list[int]) -> int: ...
 
 @final
 class HashedTokens:

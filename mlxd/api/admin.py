@@ -36,7 +36,7 @@ async def ready(request: HTTPRequest, services: Services) -> None:
 
 async def status(request: HTTPRequest, services: Services) -> None:
     """The engine's figures, under the guide's names."""
-    status = services.engine.status()
+    status = await services.engine.status()
     if services.embeddings is not None:
         status["embeddings"] = services.embeddings.engine.status()
     await request.respond_json(200, status)

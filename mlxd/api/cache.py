@@ -45,7 +45,8 @@ async def clear_cache(request: HTTPRequest, services: Services) -> None:
     if not request.caller.is_admin:
         raise PermissionDeniedError("clearing the cache of all takes a key with `admin: true`")
     services.engine.check_ready()
-    await request.respond_json(200, {"object": "cache", "cleared_blocks": services.engine.clear_cache()})
+    num_blocks = await services.engine.clear_cache()
+    await request.respond_json(200, {"object": "cache", "cleared_blocks": num_blocks})
 
 
 async def create_pin(request: HTTPRequest, services: Services) -> None:

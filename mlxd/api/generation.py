@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from mlxd.api.http import HTTPRequest
+from mlxd.api.threads import off_loop_if
 from mlxd.engine.request import FinishReason, RequestOutput
 from mlxd.engine.stream import OutputStream
 from mlxd.errors import ClientClosedRequest, HTTPStatusError, InternalError
@@ -366,7 +367,7 @@ async def _wake(stream: OutputStream, seconds: float) -> None:
 async def off_loop(outputs: Sequence[RequestOutput], work: Callable[[], T]) -> T:
     """work(), which makes an answer of `outputs`: in a thread where their log-probabilities are many."""
     count = sum(len(output.prompt_logprobs or ()) + len(output.logprobs or ()) for output in outputs)
-    return work() if count <= INLINE_LOGPROBS else await asyncio.to_thread(work)
+    return await off_loop_if(count > INLINE_LOGPROBS, work)
 
 
 async def gather_outputs(generation: Generation, num_sequences: int) -> list[RequestOutput]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from mlxd.api.grammars import Constraint, constrain
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
+from mlxd.api.threads import MANY_MESSAGES, off_loop_if
 from mlxd.chat.format import AnswerFormat
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
@@ -116,16 +118,18 @@ async def encode_conversation(
     specs = read_tools(tools)
     choice = read_tool_choice(tool_choice, specs, parallel=parallel_tool_calls)
     chat_format = await model.chat_format()
+    render = partial(
+        chat_format.render,
+        messages,
+        tools=specs,
+        tool_choice=choice,
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+        may_think=thinking_token_budget != 0 and kwargs.get("enable_thinking") is not False,
+        kwargs=kwargs,
+    )
     try:
-        rendered = chat_format.render(
-            messages,
-            tools=specs,
-            tool_choice=choice,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            may_think=thinking_token_budget != 0 and kwargs.get("enable_thinking") is not False,
-            kwargs=kwargs,
-        )
+        rendered = await off_loop_if(len(messages) >= MANY_MESSAGES, render)
     except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
         raise InvalidRequestError("messages: nested too deeply", param="messages") from error
     [token_ids] = await model.encode([rendered.text], add_special_tokens=add_special_tokens)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from mlxd import __version__
 from mlxd.api.grammar_cache import GrammarCache
+from mlxd.api.threads import off_loop_if
 from mlxd.chat.format import ChatFormat
 from mlxd.chat.template import ChatTemplate, no_chat_template
 from mlxd.config import ChatConfig, ModelConfig
@@ -142,13 +143,11 @@ class ServedModel:
     async def encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         """Token ids of each text; long texts do not hold up the event loop."""
         tokenizer = self.tokenizer
-        if sum(map(len, texts)) <= INLINE_LENGTH:
-            return tokenizer.encode_batch(texts, add_special_tokens)
-        return await asyncio.to_thread(tokenizer.encode_batch, texts, add_special_tokens)
+        is_long = sum(map(len, texts)) > INLINE_LENGTH
+        return await off_loop_if(is_long, lambda: tokenizer.encode_batch(texts, add_special_tokens))
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of `token_ids`; many of them do not hold up the event loop either."""
         tokenizer = self.tokenizer
-        if len(token_ids) <= INLINE_LENGTH:
-            return tokenizer.decode(token_ids, skip_special_tokens)
-        return await asyncio.to_thread(tokenizer.decode, token_ids, skip_special_tokens)
+        is_long = len(token_ids) > INLINE_LENGTH
+        return await off_loop_if(is_long, lambda: tokenizer.decode(token_ids, skip_special_tokens))

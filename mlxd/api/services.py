@@ -16,6 +16,7 @@ from mlxd.api.caller import Caller, joined_salt
 from mlxd.api.generation import ActiveGenerations, Generation
 from mlxd.api.http import HTTPRequest
 from mlxd.api.served_model import ServedModel
+from mlxd.api.threads import LARGE_BODY_BYTES, off_loop_if
 from mlxd.api.traffic import Traffic
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
@@ -55,7 +56,7 @@ class Services:
     async def read(self, request: HTTPRequest, into: type[T]) -> T:
         """The request's body as an `into`; raises what `read_json_body` and `decode` do."""
         body = await request.read_json_body(self.config.server.max_body_bytes)
-        return self.decoder.decode(body, into)
+        return await off_loop_if(len(body) >= LARGE_BODY_BYTES, lambda: self.decoder.decode(body, into))
 
     def submit(
         self, request: HTTPRequest, response_id: str, sequences: list[GenerationRequest]

@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import orjson
 
 from mlxd.api.http import HTTPRequest
 from mlxd.api.openai.chat import encode_chat
 from mlxd.api.openai.schema import ChatMessage, TokenId
-from mlxd.api.served_model import ServedModel
+from mlxd.api.served_model import INLINE_LENGTH, ServedModel
 from mlxd.api.services import Services
+from mlxd.api.threads import off_loop_if
 from mlxd.errors import InvalidRequestError
+from mlxd.text.token_ids import in_vocabulary
 
 
 class PromptFields(msgspec.Struct, kw_only=True):
@@ -48,16 +51,18 @@ async def tokenize(request: HTTPRequest, services: Services) -> None:
     model = services.model
     model.check_name(fields.model)
     tokens = await encode_prompt(fields, model)
-    token_strs = [model.tokenizer.token_text(i) for i in tokens] if fields.return_token_strs else None
-    await request.respond_json(
-        200,
-        {
+
+    def write() -> bytes:
+        to_text = model.tokenizer.token_text
+        answer = {
             "count": len(tokens),
             "max_model_len": model.max_model_len,
             "tokens": tokens,
-            "token_strs": token_strs,
-        },
-    )
+            "token_strs": [to_text(i) for i in tokens] if fields.return_token_strs else None,
+        }
+        return orjson.dumps(answer)
+
+    await request.respond(200, await off_loop_if(len(tokens) > INLINE_LENGTH, write))
 
 
 async def detokenize(request: HTTPRequest, services: Services) -> None:
@@ -65,7 +70,7 @@ async def detokenize(request: HTTPRequest, services: Services) -> None:
     fields = await services.read(request, DetokenizeRequest)
     model = services.model
     model.check_name(fields.model)
-    if any(token_id >= model.vocab_size for token_id in fields.tokens):
+    if not in_vocabulary(fields.tokens, model.vocab_size):
         raise InvalidRequestError(f"tokens: token ids are below {model.vocab_size}", param="tokens")
     text = await model.decode(fields.tokens, skip_special_tokens=False)
     await request.respond_json(200, {"prompt": text})

@@ -46,9 +46,11 @@ def run_serve(config: Config, *, show_example: bool) -> int:
 
     from mlxd.api.app import create_app
     from mlxd.api.errors import error_response
+    from mlxd.api.threads import switch_often
     from mlxd.engine.engine import Engine
     from mlxd.server import serve
 
+    switch_often()
     view = progress_view(sys.stderr, time.monotonic)
     announcer = Announcer(config, view, sys.stdout, show_example=show_example)
     engine = Engine(config, on_progress=view.update, on_ready=announcer.ready, on_failed=announcer.failed)

@@ -47,16 +47,22 @@ from mlxd.step import DiskReport, Flush, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
 from mlxd.step import PromptLogprobs as StepPromptLogprobs
 from mlxd.text.model_files import ModelFiles
+from mlxd.text.token_ids import in_vocabulary
 from mlxd.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 MAX_STEPS_IN_FLIGHT = 2
+"""The one the worker computes and the one it has ready; more would only waste rows of ended requests."""
 EARLY_PLAN_ROWS = 16
 """Results of so many rows are looked at after the next plan is sent: on a GPU the worker would wait for it. A
 request that ends here then has one more row that nobody wants, which among so many costs less."""
-"""The one the worker computes and the one it has ready; more would only waste rows of ended requests."""
 MAX_RETRY_SECONDS = 120.0
+CLEARED_AT_ONCE = 4096
+"""Blocks of the cache; a millisecond"""
+IDLE_CHECK_SECONDS = 1.0
+"""How long the engine has been idle when it looks for leaks: that takes 2 ms for 10,000 blocks, which neither
+the last answer's end nor a request that follows at once need wait for."""
 
 
 class Engine:
@@ -111,6 +117,7 @@ class Engine:
         """the worker reads one more message before it gives the last plan's result"""
         self._pump_scheduled = False
         self._disk_timer: asyncio.TimerHandle | None = None
+        self._idle_check: asyncio.TimerHandle | None = None
         self._cache_seed = draw_seed()
         self._requests: dict[str, Request] = {}
         self._timers: dict[OutputStream, asyncio.TimerHandle] = {}
@@ -138,6 +145,7 @@ class Engine:
         except TimeoutError:
             self.abort_all(error)
         self.pins.stop()
+        self.check_integrity()
         await self.supervisor.stop()
         self.loop_monitor.stop()
         if self._disk_timer is not None:
@@ -172,7 +180,8 @@ class Engine:
         self.check_ready()
         scheduler, info, tokenizer = self.scheduler, self.info, self.tokenizer
         assert scheduler is not None and info is not None and tokenizer is not None
-        for params in requests:
+        # Choices of one prompt share its list.
+        for params in {id(params.prompt_token_ids): params for params in requests}.values():
             self._check_prompt(params, info)
         if not requests[0].background:
             self._check_queue(requests, scheduler)
@@ -231,9 +240,9 @@ class Engine:
             and client in (None, request.params.client)
         ]
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         """What /v1/status says."""
-        return describe(self)
+        return await describe(self)
 
     def describe_sequences(self, request_id: str, client: str | None = None) -> list[dict[str, object]]:
         """The same of the sequences that `find` finds, and of those that ended not too long ago."""
@@ -261,13 +270,22 @@ class Engine:
         """How many of the first of `token_ids` a request with that salt could reuse now."""
         return 0 if self.scheduler is None else self.scheduler.kv.num_cached_tokens(token_ids, cache_salt)
 
-    def clear_cache(self) -> int:
-        """Forget every cached block that nobody holds, and all on disk; returns how many were in memory."""
-        if self.scheduler is None:
+    async def clear_cache(self) -> int:
+        """Forget every cached block that nobody holds, and all on disk; returns how many were in memory.
+
+        The loop goes on meanwhile, and what is cached meanwhile stays.
+        """
+        scheduler = self.scheduler
+        if scheduler is None:
             return 0
-        self.scheduler.clear_disk()
+        scheduler.clear_disk()
         self._pump_soon()
-        return self.scheduler.kv.clear()
+        left, num_cleared = scheduler.kv.index.num_evictable, 0
+        while left > 0 and scheduler is self.scheduler:
+            num_cleared += scheduler.kv.clear(min(left, CLEARED_AT_ONCE))
+            left -= CLEARED_AT_ONCE
+            await asyncio.sleep(0)
+        return num_cleared
 
     def on_each_ready(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever requests are welcome again, for the first time too."""
@@ -276,6 +294,21 @@ class Engine:
     def now(self) -> float:
         """The engine's clock, in seconds; requests' times are of this clock."""
         return self._clock()
+
+    def check_integrity(self) -> None:
+        """Look for leaks, if the engine has become idle since the last look and still is."""
+        if self._idle_check is None:
+            return
+        self._idle_check.cancel()
+        self._idle_check = None
+        scheduler = self.scheduler
+        if scheduler is None or self._in_flight or scheduler.num_unfinished:
+            return
+        try:
+            scheduler.check_integrity()
+        except AssertionError:
+            self.stats.num_integrity_errors += 1
+            logger.exception("slots or blocks leaked")
 
     # What the worker says (WorkerListener)
 
@@ -440,7 +473,7 @@ class Engine:
                 f"{num_tokens} tokens and {params.max_tokens} more were asked for.",
                 param="messages",
             )
-        if min(params.prompt_token_ids) < 0 or max(params.prompt_token_ids) >= info.vocab_size:
+        if not in_vocabulary(params.prompt_token_ids, info.vocab_size):
             raise InvalidRequestError(
                 f"prompt: token ids are outside 0 … {info.vocab_size - 1}", param="prompt"
             )
@@ -540,8 +573,9 @@ class Engine:
             self._worker_waits = False
         if scheduler.disk is not None:
             self._tend_disk(scheduler, scheduler.disk)
-        if not self._in_flight and scheduler.num_unfinished == 0:
-            self._on_idle(scheduler)
+        if self._idle_check is None and not self._in_flight and scheduler.num_unfinished == 0:
+            loop = asyncio.get_running_loop()
+            self._idle_check = loop.call_later(IDLE_CHECK_SECONDS, self.check_integrity)
 
     def _report_prefix(self, request: Request) -> None:
         """The worker has its plan: time to note what the cache had."""
@@ -571,13 +605,6 @@ class Engine:
         if self.scheduler is not None:
             self.scheduler.expire_restores(self._clock())
         self._pump()
-
-    def _on_idle(self, scheduler: Scheduler) -> None:
-        try:
-            scheduler.check_integrity()
-        except AssertionError:
-            self.stats.num_integrity_errors += 1
-            logger.exception("slots or blocks leaked")
 
     def _count_step(self, step: ScheduledStep, result: StepResult) -> None:
         stats = self.stats

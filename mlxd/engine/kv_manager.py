@@ -269,9 +269,9 @@ class KvManager:
         request.slot = -1
         return slot
 
-    def clear(self) -> int:
-        """Forget every cached block that nobody holds; returns how many."""
-        return self.index.evict(self.num_total_blocks)
+    def clear(self, max_blocks: int) -> int:
+        """Forget up to so many cached blocks that nobody holds, the oldest first; returns how many."""
+        return self.index.evict(max_blocks)
 
     def hold(self, block_ids: list[int]) -> None:
         """Keep cached full blocks, a path, from eviction until `unhold`."""

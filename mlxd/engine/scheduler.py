@@ -274,6 +274,9 @@ class Scheduler:
         One step is all it waits: every chunk has its share of the budget, so what is left of the budget now
         is left because those prompts end in this step.
         """
+        # Asked of itself first: to compare many short prompts with one another would take long.
+        if not self.cost.exceeds_a_step(newcomer.num_tokens, num_decode_rows):
+            return False
         num_tokens = self.kv.tokens_soon_cached(newcomer, match, [(c.request, c.end) for c in chunks])
         return num_tokens > 0 and self.cost.exceeds_a_step(num_tokens, num_decode_rows)
 

@@ -46,7 +46,7 @@ class EncodedPair(NamedTuple):
 
 
 class Tokenizer:
-    """Immutable after loading, and safe to use from several threads: encoding releases the GIL.
+    """Immutable after loading, and safe to use from several threads: encoding and decoding release the GIL.
 
     `bos_token`, `eos_token` (and their ids) are None where the model has none. `vocab_size` is one more than
     the largest id that has a token. `special_token_ids` are those that `skip_special_tokens` leaves out;
@@ -120,10 +120,7 @@ class Tokenizer:
         `add_special_tokens` adds what the model's post-processor says (usually BOS in front). Raises
         InvalidRequestError for text that is not Unicode (a lone surrogate).
         """
-        try:
-            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
-            raise InvalidRequestError(_NOT_UNICODE) from error
+        [ids] = self.encode_batch([text], add_special_tokens)
         return ids
 
     def encode_chat(self, prompt: str) -> list[int]:
@@ -135,7 +132,7 @@ class Tokenizer:
         return self.encode(prompt, add_special_tokens=False)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
+        """`encode` of each text, on all cores; the GIL is free meanwhile."""
         try:
             encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         except TypeError as error:
@@ -156,7 +153,9 @@ class Tokenizer:
         No clean-up of spaces before punctuation, which some old configurations ask for: it spoils code.
         """
         try:
-            return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+            # As a batch, because for a single text `tokenizers` keeps the GIL.
+            [text] = self._tokenizer.decode_batch([token_ids], skip_special_tokens=skip_special_tokens)
+            return text
         except OverflowError as error:
             raise InvalidRequestError("a token id is out of range") from error
 

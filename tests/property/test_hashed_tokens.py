@@ -74,6 +74,19 @@ def test_a_wrong_token_appends_nothing(token_ids: list[int]) -> None:
         assert tokens.num_tokens == 1 + (0 if wrong else len(token_ids))
 
 
+@given(st.lists(st.integers(-2, 2**31 + 1) | st.just(2**70), max_size=5) | token_ids)
+def test_the_largest_token_is_found_unless_one_is_wrong(token_ids: list[int]) -> None:
+    ours, plain = (outcome(module.largest_token_id, token_ids) for module in (extension, twin))
+    assert ours == plain
+    assert (ours is ValueError) == any(not 0 <= token < 2**31 for token in token_ids)
+
+
+@pytest.mark.parametrize("wrong", ["a", None, [1], 1.5])
+def test_what_is_no_token_has_no_largest(wrong: object) -> None:
+    with pytest.raises(TypeError):
+        extension.largest_token_id([3, wrong])  # type: ignore[list-item]
+
+
 def test_no_two_small_blocks_collide_in_either_half() -> None:
     """Not only the 128 bits differ: each 64-bit half does, so each of them mixes well."""
     halves: tuple[set[bytes], set[bytes]] = (set(), set())

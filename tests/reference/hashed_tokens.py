@@ -12,6 +12,12 @@ BITS = 2**64 - 1
 Hash = tuple[int, int]
 
 
+def largest_token_id(token_ids: list[int]) -> int:
+    if any(not 0 <= token_id < 2**31 for token_id in token_ids):
+        raise ValueError("a token id is out of range")
+    return max(token_ids, default=-1)
+
+
 def mix(state: Hash, word: int) -> Hash:
     a, b = state
     a = (a ^ word) * 0x9E3779B97F4A7C15 & BITS

@@ -29,6 +29,7 @@ from mlxd.api.http import HTTPRequest
 from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
 from mlxd.api.services import Services
+from mlxd.api.threads import MANY_MESSAGES, off_loop_if
 from mlxd.chat.structured import StructuredOutput, json_schema
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 
@@ -110,7 +111,8 @@ async def count_tokens(request: HTTPRequest, services: Services) -> None:
 
 
 async def _encode(fields: MessageFields, services: Services) -> ChatPrompt:
-    messages = template_messages(fields)
+    is_long = len(fields.messages) >= MANY_MESSAGES
+    messages = await off_loop_if(is_long, lambda: template_messages(fields))
     continues = continues_answer(fields)
     thinking, choice = fields.thinking, fields.tool_choice
     with tools_named_as_here():

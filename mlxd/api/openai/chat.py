@@ -40,6 +40,7 @@ from mlxd.api.prompt import ChatPrompt, encode_conversation
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.services import Services
+from mlxd.api.threads import MANY_MESSAGES, off_loop_if
 from mlxd.chat.answer import AnswerRecord
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
@@ -328,7 +329,7 @@ async def encode_chat(
         InvalidRequestError: the messages, the tools, the template or the combination of the two flags will
             not do.
     """
-    rendered = template_messages(messages)
+    rendered = await off_loop_if(len(messages) >= MANY_MESSAGES, lambda: template_messages(messages))
     if continue_final_message and add_generation_prompt:
         raise InvalidRequestError(
             "continue_final_message: contradicts add_generation_prompt", param="continue_final_message"

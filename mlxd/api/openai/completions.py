@@ -5,7 +5,6 @@ It does not know how tokens are sampled or frames framed.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -30,10 +29,14 @@ from mlxd.api.openai.usage import Usage
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import INLINE_LENGTH, ServedModel
 from mlxd.api.services import Services
+from mlxd.api.threads import off_loop_if
 from mlxd.engine.prompt_logprobs import PromptLogprobs
 from mlxd.engine.request import RequestOutput
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError
 from mlxd.text.fill_in import FillIn
+from mlxd.text.token_ids import in_vocabulary
+
+_MIXTURE = "expected a string, strings, token ids or lists of token ids, not a mixture"
 
 
 async def create_completion(request: HTTPRequest, services: Services) -> None:
@@ -119,17 +122,16 @@ async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_pro
         texts = [given]
     elif not given:
         raise _invalid("at least one is needed")
+    elif isinstance(given[0], int):
+        token_ids = [cast("list[int]", given)]
+    elif len(given) > max_prompts:
+        raise _invalid(f"at most {max_prompts}, got {len(given)}")
     elif all(isinstance(item, str) for item in given):
         texts = cast("list[str]", given)
-    elif all(isinstance(item, int) for item in given):
-        token_ids = [cast("list[int]", given)]
     elif all(isinstance(item, list) for item in given):
         token_ids = cast("list[list[int]]", given)
     else:
-        raise _invalid("expected a string, strings, token ids or lists of token ids, not a mixture")
-    num_prompts = len(token_ids if texts is None else texts)
-    if num_prompts > max_prompts:
-        raise _invalid(f"at most {max_prompts}, got {num_prompts}")
+        raise _invalid(_MIXTURE)
     if fields.suffix:
         if texts is None:
             raise InvalidRequestError("suffix: only with prompts that are strings", param="suffix")
@@ -139,7 +141,11 @@ async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_pro
     for ids in token_ids:
         if not ids:
             raise _invalid("an empty prompt has no tokens to continue")
-        if min(ids) < 0 or max(ids) >= model.vocab_size:
+        try:
+            are_known = in_vocabulary(ids, model.vocab_size)
+        except TypeError as error:
+            raise _invalid(_MIXTURE) from error
+        if not are_known:
             raise _invalid(f"token ids are from 0 to {model.vocab_size - 1}")
     return _Prompts(token_ids, texts)
 
@@ -159,8 +165,7 @@ async def _encode_fill_ins(
         return [fill_in.encode(text, suffix, add_special_tokens=add_special_tokens) for text in texts]
 
     is_long = sum(map(len, texts)) + len(texts) * len(suffix) > INLINE_LENGTH
-    token_ids = await asyncio.to_thread(encode) if is_long else encode()
-    return _Prompts(token_ids, texts, fill_in.end_token_ids)
+    return _Prompts(await off_loop_if(is_long, encode), texts, fill_in.end_token_ids)
 
 
 def _invalid(problem: str) -> InvalidRequestError:

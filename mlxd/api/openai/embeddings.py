@@ -20,12 +20,14 @@ from mlxd.api.openai.schema import Count, TokenId
 from mlxd.api.services import Services
 from mlxd.engine.embedding_input import EmbeddingInput
 from mlxd.errors import InvalidRequestError
+from mlxd.text.token_ids import in_vocabulary
 
 if TYPE_CHECKING:
     from mlxd.api.embedding_model import EmbeddingModel
     from mlxd.engine.embedding_queue import Vectors
 
 TruncateTokens = Annotated[int, Meta(ge=-1, le=2**31 - 1)]
+_MIXTURE = "expected a string, strings, token ids or lists of token ids, not a mixture"
 NUMBERS_AT_ONCE = 16384
 """Written before others have their turn: about a millisecond."""
 
@@ -90,7 +92,7 @@ async def read_inputs(
     items: list[Any] = [given] if isinstance(given, str) else list(given)
     if not items:
         raise _invalid("at least one is needed")
-    if all(isinstance(item, int) for item in items):
+    if isinstance(items[0], int):
         items = [items]
     if len(items) > max_inputs:
         raise _invalid(f"at most {max_inputs}, got {len(items)}")
@@ -114,7 +116,7 @@ async def read_inputs(
         _check_token_ids(items, model.info.vocab_size)
         inputs = [EmbeddingInput(model.fit(ids, max_tokens, 0)) for ids in items]
     else:
-        raise _invalid("expected a string, strings, token ids or lists of token ids, not a mixture")
+        raise _invalid(_MIXTURE)
     if not all(item.token_ids for item in inputs):
         raise _invalid("an empty text has no tokens to embed")
     return inputs
@@ -150,7 +152,11 @@ async def render(head: dict[str, Any], vectors: Vectors, dimensions: int | None,
 
 def _check_token_ids(token_ids: list[list[int]], vocab_size: int) -> None:
     for ids in token_ids:
-        if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+        try:
+            are_known = in_vocabulary(ids, vocab_size)
+        except TypeError as error:
+            raise _invalid(_MIXTURE) from error
+        if not are_known:
             raise _invalid(f"token ids are from 0 to {vocab_size - 1}")
 
 

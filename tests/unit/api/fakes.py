@@ -212,7 +212,7 @@ class FakeEngine:
     def health(self) -> tuple[bool, str]:
         return self.unhealthy is None, self.unhealthy or ""
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         return {"status": "running", "num_running": self.num_running}
 
     def submit(self, requests: Sequence[GenerationRequest]) -> OutputStream:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from mlxd.api.openai.schema import ChatCompletionRequest
 from mlxd.engine.request import FinishReason
+from mlxd.text.tokenizer import Tokenizer
 from tests.unit.api.fakes import (
     NOW,
     TOKENIZER,
@@ -312,18 +313,19 @@ def test_add_special_tokens_is_the_clients_choice() -> None:
 
 
 def test_long_prompts_are_tokenised_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[object] = []
+    on_loop: list[bool] = []
+    encode_batch = Tokenizer.encode_batch
 
-    async def to_thread(function: Any, *args: Any) -> Any:
-        calls.append(function)
-        return function(*args)
+    def watched(*args: Any) -> list[list[int]]:
+        on_loop.append(threading.current_thread() is threading.main_thread())
+        return encode_batch(*args)
 
-    monkeypatch.setattr(asyncio, "to_thread", to_thread)
+    monkeypatch.setattr(Tokenizer, "encode_batch", watched)
     engine = FakeEngine()
     response = call(
         make_app(engine), "POST", PATH, json={"messages": [{"role": "user", "content": "x" * 9000}]}
     )
-    assert TOKENIZER.encode_batch in calls
+    assert on_loop == [False]
     assert response.json()["error"]["code"] == "context_length_exceeded"
 
 

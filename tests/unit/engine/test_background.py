@@ -61,7 +61,7 @@ def test_it_is_found_and_on_nobodys_account(harness: Any) -> None:
         assert (stats.num_requests, stats.num_prompt_tokens, stats.num_cached_tokens) == (0, 0, 0)
         assert not stats.prefix_hits and not stats.finish_reasons and stats.e2e_seconds.total == 0
         assert h.engine.ended.find("ahead", None) == []
-        figures = h.engine.status()["cache"]
+        figures = (await h.engine.status())["cache"]
         assert (figures["background_prefills"], figures["background_tokens"]) == (1, 48)
         assert await answer(h, [*AHEAD, 7]) == 48
         assert await answer(h, AHEAD, cache_salt="another's") == 0
@@ -74,7 +74,7 @@ def test_it_is_shown_as_what_it_is(harness: Any) -> None:
     async def scenario(h: Any) -> None:
         task = begin(h, ahead())
         await computing(h)
-        status = h.engine.status()
+        status = await h.engine.status()
         assert (status["num_running"], status["num_waiting"]) == (0, 0)
         assert [(r["request_id"], r["background"]) for r in status["requests"]] == [("ahead", True)]
         go_on(h)

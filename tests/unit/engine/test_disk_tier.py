@@ -266,11 +266,11 @@ def test_a_cleared_cache_is_empty_on_disk_too(harness: Harness) -> None:
             disk.hold = True
             waiting = asyncio.ensure_future(answer(h, "b", PROMPT))
             await h.until(lambda: status(h)["restoring_requests"] == 1)
-            h.engine.clear_cache()
+            await h.engine.clear_cache()
             assert (await waiting).num_cached_tokens == 0
             h.worker.release_reads()
             await settle(h)
-            h.engine.clear_cache()
+            await h.engine.clear_cache()
             await h.until(lambda: not disk.blocks)
             assert status(h)["blocks"] == 0 and not h.worker._fetched
             await restart(h)

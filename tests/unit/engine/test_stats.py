@@ -92,7 +92,7 @@ def test_preemptions_outlive_the_scheduler(harness: Harness) -> None:
             assert before > 0
             h.worker.die()
             await h.until(lambda: len(h.workers) == 2 and h.is_ready())
-            assert h.engine.num_preemptions == h.engine.status()["num_preempted"] == before
+            assert h.engine.num_preemptions == (await h.engine.status())["num_preempted"] == before
 
     run(main())
 
