@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,11 +21,12 @@ from mlxd.engine.disk_tier import FETCH_TIMEOUT_SECONDS, DiskTier
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.loop_monitor import LoopMonitor
-from mlxd.engine.output_processor import STATUS_OF, append_token, end_early, end_prompt, force_tokens
+from mlxd.engine.output_processor import STATUS_OF, end_early
 from mlxd.engine.pins import PinBoard
 from mlxd.engine.prefix_report import PrefixReport
-from mlxd.engine.request import FinishReason, GenerationRequest, Request, RequestStatus
+from mlxd.engine.request import FinishReason, GenerationRequest, Request
 from mlxd.engine.request_log import EndedRequest, RequestLog, is_of
+from mlxd.engine.results import StepResults, is_answer
 from mlxd.engine.scheduler import ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
 from mlxd.engine.status import describe, describe_cache, describe_sequences, ended_figures
@@ -36,7 +35,6 @@ from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
 from mlxd.errors import (
     ContextLengthExceeded,
     GenerationTimeout,
-    InternalError,
     InvalidRequestError,
     MlxdError,
     NotReadyError,
@@ -45,7 +43,6 @@ from mlxd.errors import (
 )
 from mlxd.step import DiskReport, Flush, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
-from mlxd.step import PromptLogprobs as StepPromptLogprobs
 from mlxd.text.model_files import ModelFiles
 from mlxd.text.token_ids import in_vocabulary
 from mlxd.text.tokenizer import Tokenizer
@@ -110,9 +107,8 @@ class Engine:
         self._start_time = clock()
         self._stopping = False
         self._eos_token_ids: tuple[int, ...] = ()
+        self._results = StepResults(self.stats, clock, finish=self._finish, end_early=self._end_early)
         self._in_flight: deque[ScheduledStep] = deque()
-        self._last_result_time = math.nan
-        """when the tokens of the step before came; equal to no time at first"""
         self._worker_waits = False
         """the worker reads one more message before it gives the last plan's result"""
         self._pump_scheduled = False
@@ -370,14 +366,7 @@ class Engine:
 
     def on_result(self, result: StepResult) -> None:
         step = self._in_flight.popleft() if self._in_flight else None
-        sampled = array("i")
-        sampled.frombytes(result.token_ids)
-        if (
-            step is None
-            or step.plan.step_id != result.step_id
-            or len(sampled) != len(step.sampled)
-            or (result.prompt_logprobs is None) != (not step.prompt_rows)
-        ):
+        if step is None or not is_answer(result, step):
             self.supervisor.kill(f"result {result.step_id} answers no plan")
             return
         scheduler = self.scheduler
@@ -385,49 +374,7 @@ class Engine:
         if step.num_rows >= EARLY_PLAN_ROWS:
             self._pump()
         scheduler.update(step, result.step_seconds)
-        self._count_step(step, result)
-        if result.prompt_logprobs is not None:
-            self._take_prompt_logprobs(step, result.prompt_logprobs)
-        for request in step.prefilled:
-            if request.status <= RequestStatus.PREEMPTED:
-                end_prompt(request)
-                self._finish(request, FinishReason.LENGTH, scheduler)
-        errors = dict(result.row_errors) if result.row_errors else {}
-        logprobs = result.logprobs or None
-        stats = self.stats
-        before, now = self._last_result_time, self._clock()
-        self._last_result_time = now
-        num_steady = 0  # rows that had a token in the step before too: one gap for them all
-        for row, request in enumerate(step.sampled):
-            if request.status > RequestStatus.PREEMPTED:
-                continue  # it ended while this row was in flight
-            if request.num_stale_samples:
-                request.num_stale_samples -= 1
-                continue
-            token_id = sampled[row]
-            if token_id < 0:
-                error = InternalError(errors.get(row, "the model gave no valid token"))
-                self._end_early(request, FinishReason.ERROR, error)
-                continue
-            last = request.last_token_time
-            request.last_token_time = now
-            if last == before:
-                num_steady += 1
-            elif last is None:
-                request.first_token_time = now
-                stats.count_first_token(request, now)
-            else:
-                stats.itl_seconds.observe(now - last)
-            stats.num_output_tokens += 1 + len(request.unsaid_token_ids)
-            reason = append_token(request, token_id, logprobs[row] if logprobs else None)
-            if reason is None and request.thinking is not None and request.thinking.must_close:
-                reason = self._close_thinking(request, scheduler)
-            if reason is not None:
-                self._finish(request, reason, scheduler)
-            elif request.stream.is_backlogged:
-                request.paused = True
-        if num_steady:
-            stats.itl_seconds.observe(now - before, num_steady)
+        self._results.apply(step, result, scheduler)
         self._pump()
 
     def on_disk_report(self, report: DiskReport) -> None:
@@ -439,29 +386,6 @@ class Engine:
             self._pump()
 
     # Within
-
-    def _take_prompt_logprobs(self, step: ScheduledStep, part: StepPromptLogprobs) -> None:
-        """Give each request its part of what the step found out about prompts."""
-        start = 0
-        for row, (request, first) in zip(step.plan.prompt_rows, step.prompt_rows, strict=True):
-            stop = start + row.num_tokens
-            known = request.prompt_logprobs
-            if (
-                known is not None
-                and request.status <= RequestStatus.PREEMPTED
-                and not known.extend(first, part, start, stop, row.num_top)
-            ):
-                error = InternalError("the model's output for this prompt is not a number")
-                self._end_early(request, FinishReason.ERROR, error)
-            start = stop
-
-    def _close_thinking(self, request: Request, scheduler: Scheduler) -> FinishReason | None:
-        """The model has thought for as long as it may: it goes on as if it had closed the block itself."""
-        assert request.params.thinking is not None
-        reason = force_tokens(request, request.params.thinking.closing_token_ids)
-        if reason is None:
-            scheduler.restart(request)
-        return reason
 
     def _check_prompt(self, params: GenerationRequest, info: WorkerReady) -> None:
         num_tokens = len(params.prompt_token_ids)
@@ -605,16 +529,6 @@ class Engine:
         if self.scheduler is not None:
             self.scheduler.expire_restores(self._clock())
         self._pump()
-
-    def _count_step(self, step: ScheduledStep, result: StepResult) -> None:
-        stats = self.stats
-        num_rows, num_tokens = step.num_rows, step.num_decode_rows + step.num_chunk_tokens
-        stats.count_step(num_rows, num_tokens, result.step_seconds)
-        stats.num_background_tokens += step.num_background_tokens
-        if result.active_memory_bytes:
-            stats.active_memory_bytes = result.active_memory_bytes
-            stats.peak_memory_bytes = result.peak_memory_bytes
-            stats.cache_memory_bytes = result.cache_memory_bytes
 
     def _finish(self, request: Request, reason: FinishReason, scheduler: Scheduler | None) -> None:
         """The request's last output is out: give back all it holds."""
