@@ -18,6 +18,7 @@ from mlxd.api.tokenize import PromptFields, encode_prompt
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
 from mlxd.errors import ConfigError, MlxdError, NotReadyError, WorkerError
+from mlxd.named_file import read_named_file
 
 logger = logging.getLogger(__name__)
 
@@ -36,13 +37,7 @@ class WarmPrompt(PromptFields, forbid_unknown_fields=True, kw_only=True):
 
 def read_warm_prompts(path: Path) -> list[WarmPrompt]:
     """The lines of a JSONL file. Raises ConfigError, with the line."""
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"cache.warm_prompts: {path}: cannot be read: {error.strerror or error}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"cache.warm_prompts: {path}: larger than {MAX_FILE_BYTES} bytes")
+    raw = read_named_file(path, MAX_FILE_BYTES, "cache.warm_prompts")
     decoder = msgspec.json.Decoder(WarmPrompt)
     prompts: list[WarmPrompt] = []
     for number, line in enumerate(raw.splitlines(), 1):

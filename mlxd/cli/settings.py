@@ -19,6 +19,7 @@ from mlxd.cli.flags import FLAGS
 from mlxd.cli.yaml_file import read_yaml
 from mlxd.config import ApiKeyConfig, ChatConfig, Config
 from mlxd.errors import ConfigError
+from mlxd.named_file import read_named_file
 
 ENV_PREFIX = "MLXD_"
 MAX_KEY_FILE_BYTES = 4096
@@ -307,14 +308,7 @@ def _wrong_parsers(chat: ChatConfig) -> Iterable[tuple[str, str]]:
 
 
 def _read_key_file(path: Path, key: str) -> str:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_KEY_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{key}: {path} cannot be read: {error.strerror or error}") from None
-    if len(raw) > MAX_KEY_FILE_BYTES:
-        raise ConfigError(f"{key}: {path} is larger than {MAX_KEY_FILE_BYTES} bytes: one key a file")
-    return raw.decode("utf-8", "replace").strip()
+    return read_named_file(path, MAX_KEY_FILE_BYTES, key).decode("utf-8", "replace").strip()
 
 
 def _is_header_safe(key: str) -> bool:

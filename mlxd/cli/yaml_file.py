@@ -11,6 +11,7 @@ from typing import NamedTuple
 import yaml
 
 from mlxd.errors import ConfigError
+from mlxd.named_file import read_named_file
 
 MAX_FILE_BYTES = 1024 * 1024
 
@@ -44,13 +45,7 @@ def read_yaml(path: Path) -> Document:
     a key given twice, an alias, a tag beyond plain YAML, or a top level that is not a mapping.
     """
     name = str(path)
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot be read: {error.strerror or error}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{name}: larger than {MAX_FILE_BYTES} bytes")
+    raw = read_named_file(path, MAX_FILE_BYTES)
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -17,6 +17,7 @@ import yaml
 from msgspec import Meta
 
 from mlxd.errors import ConfigError
+from mlxd.named_file import read_named_file
 
 logger = logging.getLogger(__name__)
 
@@ -92,13 +93,7 @@ def read_servers(path: Path, environ: Mapping[str, str]) -> tuple[McpServerSpec,
 
 
 def _load(path: Path) -> dict[Any, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
+    raw = read_named_file(path, MAX_FILE_BYTES)
     try:
         # JSON first: in YAML a tab may not indent, and strings of digits would be numbers.
         data = msgspec.json.decode(raw) if path.suffix == ".json" else yaml.safe_load(raw)
