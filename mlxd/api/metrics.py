@@ -118,6 +118,9 @@ class EngineCollector(Collector):
             "Sequences that lost their KV blocks for want of memory.",
             self._engine.num_preemptions,
         )
+        yield _total(
+            "resumed_sequences", "Sequences that went on after their worker's death.", stats.num_resumed
+        )
         yield _total("prompt_tokens", "Prompt tokens taken.", stats.num_prompt_tokens)
         yield _total("generation_tokens", "Tokens generated.", stats.num_output_tokens)
         for name, help_text, histogram in (

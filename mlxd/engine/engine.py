@@ -55,6 +55,8 @@ EARLY_PLAN_ROWS = 16
 """Results of so many rows are looked at after the next plan is sent: on a GPU the worker would wait for it. A
 request that ends here then has one more row that nobody wants, which among so many costs less."""
 MAX_RETRY_SECONDS = 120.0
+MAX_WORKER_DEATHS = 1
+"""A request that may have caused more fails, lest one that kills every worker end the server."""
 CLEARED_AT_ONCE = 4096
 """Blocks of the cache; a millisecond"""
 IDLE_CHECK_SECONDS = 1.0
@@ -348,14 +350,17 @@ class Engine:
         self.stats.num_evicted_blocks += scheduler.kv.num_evicted_blocks
         self.pins.on_worker_lost()
         error = WorkerError("the model worker stopped while it computed this answer; please try again")
+        suspects = scheduler.suspects()
         # What was to be computed in the background went on from what is lost.
-        for request in (*scheduler.running, *scheduler.background):
+        for request in [r for r in (*scheduler.running, *scheduler.background) if r.params.background]:
             self._end_early(request, FinishReason.ERROR, error, scheduler)
-        # Those that wait lost nothing but samples that were in flight when they were preempted.
-        for request in scheduler.waiting:
-            request.num_pending_tokens = 0
-            request.num_stale_samples = 0
-            request.num_samples_left = request.max_tokens - len(request.output_token_ids)
+        for request in suspects:
+            request.num_worker_deaths += 1
+            if request.num_worker_deaths > MAX_WORKER_DEATHS and not request.status.is_finished:
+                self._end_early(request, FinishReason.ERROR, error, scheduler)
+        self.stats.num_resumed += len(scheduler.running)
+        for request in [*scheduler.running, *scheduler.waiting]:
+            request.lose_worker()
             self._waiting_for_worker.append(request)
 
     def on_worker_failed(self, reason: str) -> None:

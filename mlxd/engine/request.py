@@ -172,8 +172,10 @@ class Request:
         "num_pending_tokens",
         "num_preemptions",
         "num_prompt_tokens",
+        "num_resumed_tokens",
         "num_samples_left",
         "num_stale_samples",
+        "num_worker_deaths",
         "output_token_ids",
         "params",
         "paused",
@@ -236,6 +238,10 @@ class Request:
         self.num_cached_tokens = 0
         """prompt tokens that the cache had at the first admission"""
         self.num_preemptions = 0
+        self.num_resumed_tokens = 0
+        """output tokens that were known at the last admission"""
+        self.num_worker_deaths = 0
+        """that it may have caused"""
         self.hashed_tokens: HashedTokens | None = None
         """the KV manager's view of the known tokens"""
         self.prefix_hit: PrefixHit | None = None
@@ -262,6 +268,23 @@ class Request:
     def needs_prompt_logits(self) -> bool:
         """Whether log-probabilities of its prompt are still to come, so that all of it is computed."""
         return self.prompt_logprobs is not None and len(self.prompt_logprobs) < self.num_prompt_tokens - 1
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the worker has given it a token since it was admitted last."""
+        return len(self.output_token_ids) > self.num_resumed_tokens
+
+    def lose_worker(self) -> None:
+        """Nothing is computed or in flight any more; the known tokens stay, and a seed's numbers follow from
+        the position alone, so that another worker goes on as this one would have."""
+        if self.status is RequestStatus.RUNNING:
+            self.status = RequestStatus.PREEMPTED
+        self.slot = -1
+        self.decoding = False
+        self.num_computed_tokens = 0
+        self.num_pending_tokens = 0
+        self.num_stale_samples = 0
+        self.num_samples_left = self.max_tokens - len(self.output_token_ids)
 
     def token_ids(self, start: int, stop: int) -> list[int]:
         """Known tokens `start` … `stop` - 1 of prompt and output together."""

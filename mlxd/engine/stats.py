@@ -70,6 +70,8 @@ class EngineStats:
     """requests by HitType"""
     num_preemptions: int = 0
     """of schedulers that are gone; the present one counts its own"""
+    num_resumed: int = 0
+    """requests that went on with another worker, each time"""
     num_background: int = 0
     """prompts computed that nobody waited for; no other total but those of steps has them"""
     num_background_dropped: int = 0

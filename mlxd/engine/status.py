@@ -55,6 +55,7 @@ async def describe(engine: Engine) -> dict[str, object]:
             "state": str(supervisor.state),
             "pid": info.pid if info else None,
             "restarts": supervisor.num_restarts,
+            "resumed_requests": stats.num_resumed,
             "heartbeat_age_s": round(supervisor.heartbeat_age_seconds, 3),
             "device": info.device if info else None,
             "attention": info.attention if info else None,

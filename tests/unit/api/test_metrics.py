@@ -33,6 +33,7 @@ KINDS = {
     "mlxd_sequences_waiting": "gauge",
     "mlxd_waiting_tokens": "gauge",
     "mlxd_preemptions": "counter",
+    "mlxd_resumed_sequences": "counter",
     "mlxd_prompt_tokens": "counter",
     "mlxd_generation_tokens": "counter",
     "mlxd_queue_seconds": "histogram",

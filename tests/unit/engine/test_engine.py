@@ -23,7 +23,7 @@ from mlxd.errors import (
     WorkerError,
 )
 from mlxd.step import SamplingParams, WorkerFailure
-from tests.unit.engine.fake_worker import EOS, FakeWorker, generate
+from tests.unit.engine.fake_worker import EOS, FakeWorker, generate, next_token
 
 Harness = Callable[..., Any]
 
@@ -48,6 +48,14 @@ async def collect(stream: OutputStream) -> dict[int, RequestOutput]:
 
 def prompt_of(rng: random.Random, length: int) -> list[int]:
     return [rng.randrange(2, 64) for _ in range(length)]
+
+
+def endless(prompt: list[int], num_tokens: int, seed: int = 0) -> list[int]:
+    """What a lone request with ignore_eos must produce."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens, seed))
+    return tokens[len(prompt) :]
 
 
 def talkative(num_tokens: int) -> list[int]:
@@ -410,21 +418,114 @@ def test_row_fault_stays_with_its_request(harness: Harness) -> None:
     run(main())
 
 
-def test_dead_worker_ends_running_requests_and_serves_the_waiting_ones_anew(harness: Harness) -> None:
+def test_answers_go_on_after_their_workers_death(harness: Harness) -> None:
+    """With the same tokens, greedy or seeded, whatever was in flight: running, in prefill or waiting."""
+    prompts = {"greedy": ([3, 4], None), "seeded": ([5, 6], 7), "long": ([n % 60 + 2 for n in range(40)], 9)}
+
     async def main() -> None:
-        async with harness(SchedulerConfig(max_num_seqs=1)) as h:
-            running = h.engine.submit([ask("running", [3, 4], 90, ignore_eos=True)])
-            waiting = h.engine.submit([ask("waiting", [5, 6], 9)])
-            await anext(aiter(running))
+        config = SchedulerConfig(max_num_seqs=3, max_num_batched_tokens=16)
+        async with harness(config, num_blocks=200) as h:
+            first = h.engine.submit([ask("first", [9, 8], 60, ignore_eos=True)])
+            await h.until(lambda: len(h.engine.requests()[0].output_token_ids) >= 5)
+            streams = [
+                h.engine.submit([ask(name, prompt, 60, seed=seed, ignore_eos=True)])
+                for name, (prompt, seed) in prompts.items()
+            ]
+            await h.until(lambda: len(h.engine.scheduler.running) == 3)
             h.worker.die()
-            out = (await collect(running))[0]
-            assert out.finish_reason is FinishReason.ERROR and isinstance(out.error, WorkerError)
+            await h.until(lambda: h.engine.scheduler is None)
             with pytest.raises(NotReadyError, match="restarting"):
                 h.engine.submit([ask("early", [3])])
             assert not h.engine.health()[0]
-            assert (await collect(waiting))[0].token_ids == generate([5, 6], 9)
-            assert len(h.workers) == 2
-            assert h.engine.health() == (True, "ok")
+            outputs = [(await collect(stream))[0] for stream in (first, *streams)]
+            wanted = [endless([9, 8], 60), *(endless(p, 60, s or 0) for p, s in prompts.values())]
+            assert [output.token_ids for output in outputs] == wanted
+            assert {output.finish_reason for output in outputs} == {FinishReason.LENGTH}
+            assert [output.num_output_tokens for output in outputs] == [60] * 4
+            assert len(h.workers) == 2 and h.engine.health() == (True, "ok")
+            assert h.engine.stats.num_resumed == 3
+            assert h.engine.stats.num_output_tokens == 240
+
+    run(main())
+
+
+def test_any_moment_is_good_for_a_workers_death(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preempted ones, samples in flight, prompts' log-probabilities half known: all recover."""
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+
+    async def crowd(h: Any, deaths: int) -> list[list[int]]:
+        rng = random.Random(5)
+        streams = [
+            h.engine.submit(
+                [ask(f"r{n}", prompt_of(rng, 3 + n), 12, seed=n, ignore_eos=True, stop_token_ids=(n,))]
+            )
+            for n in range(2, 9)
+        ]
+        streams.append(h.engine.submit([ask("scored", [5] * 30, 6, prompt_logprobs=1, ignore_eos=True)]))
+        reading = asyncio.gather(*(collect(stream) for stream in streams))
+        if deaths:
+            for _ in range(deaths):
+                await asyncio.sleep(0)
+            h.worker.die()
+        results = [merged[0] for merged in await reading]
+        scored = results[-1].prompt_logprobs
+        assert scored is not None and len(scored) == 29
+        assert all(result.error is None for result in results)
+        return [result.token_ids for result in results]
+
+    async def main() -> None:
+        async with harness(SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=8), num_blocks=14) as h:
+            undisturbed = await crowd(h, 0)
+            for moment in range(1, 60, 3):
+                assert await crowd(h, moment) == undisturbed, moment
+                await h.until(h.is_ready)
+                h.engine.supervisor._restarts.clear()
+            assert h.engine.stats.num_resumed > 20
+
+    run(main())
+
+
+def test_a_request_that_kills_workers_ends_and_spares_the_others(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the worker gave tokens are no suspects while another has had none."""
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+    send = FakeWorker.send
+
+    def poisoned(self: FakeWorker, message: Any) -> None:
+        if any(init.request_id == "poison" for init in getattr(message, "admit", ())):
+            self.die()
+        else:
+            send(self, message)
+
+    async def main() -> None:
+        async with harness() as h:
+            good = h.engine.submit([ask("good", [3, 4], 90, ignore_eos=True)])
+            await h.until(lambda: len(h.engine.requests()[0].output_token_ids) >= 5)
+            monkeypatch.setattr(FakeWorker, "send", poisoned)
+            out = (await collect(h.engine.submit([ask("poison", [7] * 9, 9)])))[0]
+            assert out.finish_reason is FinishReason.ERROR and isinstance(out.error, WorkerError)
+            assert h.engine.supervisor.num_restarts == engine_module.MAX_WORKER_DEATHS + 1
+            assert (await collect(good))[0].token_ids == endless([3, 4], 90)
+
+    run(main())
+
+
+def test_nobody_survives_any_number_of_deaths(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+
+    async def main() -> None:
+        async with harness() as h:
+            stream = h.engine.submit([ask("a", [3, 4], 120, ignore_eos=True)])
+            for number in range(1, engine_module.MAX_WORKER_DEATHS + 2):
+                known = len(h.engine.requests()[0].output_token_ids)
+                await h.until(lambda known=known: len(h.engine.requests()[0].output_token_ids) > known)
+                h.worker.die()
+                await h.until(lambda number=number: len(h.workers) > number)
+            out = (await collect(stream))[0]
+            assert out.finish_reason is FinishReason.ERROR and isinstance(out.error, WorkerError)
+            assert 0 < len(out.token_ids) < 120
+            assert out.token_ids == endless([3, 4], len(out.token_ids))
 
     run(main())
 
