@@ -33,8 +33,10 @@ MANY_TOKENS = 900
 """for as many calls as there may be: SmolLM2 repeats a call as long as it may"""
 MAX_CUT = 0.02
 """of all calls"""
-MIN_ANSWERED = 0.7
-"""of all schemas: once in a recursive one, SmolLM2 goes ever deeper"""
+DEEP = {"max_tokens": 1000, "temperature": 2} if len(TRIES) > 20 else {}
+"""for recursive schemas: SmolLM2 by itself goes ever deeper, and so 156 of 200 came to an end, not 187"""
+MIN_ANSWERED = 0.9 if len(TRIES) > 20 else 0.7
+"""of all schemas"""
 TIMEOUT = 600.0
 ORDER = [{"role": "user", "content": "Use it."}]
 
@@ -177,6 +179,8 @@ def test_answers_fit_their_schemas(smollm2: ServerProcess) -> None:
         form = {"type": "json_schema", "json_schema": {"name": "made", "schema": schema}}
         fields: dict[str, Any] = {"model": "default", "response_format": form, "seed": number}
         fields |= {"messages": [{"role": "user", "content": "Make one up."}], "max_tokens": MAX_TOKENS}
+        if "$defs" in schema:
+            fields |= DEEP
         if number % 2:
             [choice] = (await client.chat.completions.create(**fields)).choices
             return choice.finish_reason, choice.message.content or ""
