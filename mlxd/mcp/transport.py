@@ -123,16 +123,19 @@ async def _stderr_log(name: str) -> AsyncIterator[Any]:
     read_end, write_end = os.pipe()
     reader = asyncio.StreamReader(limit=MAX_LOG_LINE_BYTES)
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", 0)
-    )
-    task = loop.create_task(_log_lines(name, reader))
-    try:
-        with os.fdopen(write_end, "w") as file:
+    with os.fdopen(write_end, "w") as file:
+        pipe = os.fdopen(read_end, "rb", 0)
+        try:
+            transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+        except BaseException:
+            pipe.close()
+            raise
+        task = loop.create_task(_log_lines(name, reader))
+        try:
             yield file
-    finally:
-        task.cancel()
-        transport.close()
+        finally:
+            task.cancel()
+            transport.close()
 
 
 async def _log_lines(name: str, reader: asyncio.StreamReader) -> None:
