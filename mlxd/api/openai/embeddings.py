@@ -113,6 +113,10 @@ async def read_inputs(
         if prompt and (fields.prompt_name or fields.input_type):
             name = "prompt_name" if fields.prompt_name else "input_type"
             raise InvalidRequestError(f"{name}: goes before texts, not before token ids", param=name)
+        if fields.add_special_tokens:
+            raise InvalidRequestError(
+                "add_special_tokens: token ids are taken as they are", param="add_special_tokens"
+            )
         _check_token_ids(items, model.info.vocab_size)
         inputs = [EmbeddingInput(model.fit(ids, max_tokens, 0)) for ids in items]
     else:

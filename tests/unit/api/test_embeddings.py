@@ -168,6 +168,7 @@ def test_several_texts(folder: Path) -> None:
     [
         ({"input": "a b", "model": None, "dimensions": None, "encoding_format": None}, [1, 1, 0, 0], 4),
         ({"input": [4, 4, 7]}, [2, 0, 0, 1], 3),
+        ({"input": [4, 4, 7], "add_special_tokens": False}, [2, 0, 0, 1], 3),
         ({"input": [[6], [5]][0:1]}, [0, 0, 1, 0], 1),
         ({"input": [4.0, 5.0], "dimensions": 4.0}, [math.sqrt(0.5), math.sqrt(0.5), 0, 0], 2),
         ({"input": "a b", "add_special_tokens": False}, [1, 1, 0, 0], 2),
@@ -206,6 +207,7 @@ def test_base64_is_little_endian_float32(folder: Path) -> None:
         ({"input": [4, "a"]}, 400, "input", "mixture"),
         ({"input": [[]]}, 400, "input", "no tokens"),
         ({"input": [8]}, 400, "input", "from 0 to 7"),
+        ({"input": [4], "add_special_tokens": True}, 400, "add_special_tokens", "as they are"),
         ({"input": [[-1]]}, 400, "input[0][0]", "expected"),
         ({"input": ["a"] * 4}, 400, "input", "at most 3, got 4"),
         ({"input": "a", "dimensions": 5}, 400, "dimensions", "have 4, 5 were asked"),
