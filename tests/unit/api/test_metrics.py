@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.unit.api.fakes import FakeEngine, call, make_app
 from tests.unit.api.stack import ACCESS_LOGGER, Stack, play
+from tests.unit.engine.fake_worker import FakeDisk
 
 PATH = "/v1/completions"
 BOARD = Path(__file__).parents[3] / "configs" / "grafana-dashboard.json"
@@ -195,6 +196,7 @@ def expressions() -> list[str]:
 def test_the_board_asks_for_nothing_that_does_not_exist(model_folder: Path) -> None:
     async def scenario(stack: Stack) -> None:
         await traffic(stack)
+        stack.engine.stats.disk.errors["damaged"] += 1
         page = await scrape(stack)
         labels: dict[str, set[str]] = {}
         for name, pairs in page.samples:
@@ -210,8 +212,12 @@ def test_the_board_asks_for_nothing_that_does_not_exist(model_folder: Path) -> N
             known = set().union(*(labels[name] for name in names))
             assert grouped <= known, expression
             assert expression.count('{instance=~"$instance"}') == len(names), expression
+        text = " ".join(expressions())
+        for family in page.families:
+            if family.startswith("mlxd_disk_"):
+                assert re.search(rf"\b{family}(_total)?\b", text), family
 
-    play(scenario, model_folder, SETTINGS)
+    play(scenario, model_folder, SETTINGS | {"cache": {"disk_path": "/nowhere"}}, disk=FakeDisk())
 
 
 def test_the_board_shows_every_metric() -> None:
