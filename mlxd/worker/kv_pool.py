@@ -41,6 +41,13 @@ class KvPool:
         self.nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
         self.block_bytes = self.nbytes // num_blocks
 
+    def clear(self) -> None:
+        """Empty all blocks. What was written and could not be computed is forgotten too."""
+        for layer in self.layers:
+            layer.keys = mx.zeros(layer.keys.shape, dtype=layer.keys.dtype)
+            layer.values = mx.zeros(layer.values.shape, dtype=layer.values.dtype)
+            mx.eval(layer.keys, layer.values)
+
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks, (source, destination), in every layer.
 

@@ -126,19 +126,21 @@ class Runner:
         self._one_at_a_time = on_cpu
         self._newest: PendingStep | None = None
         self._forward: Forward
+        self._pool: KvPool | None = None
         self.block_bytes = 0
         self._num_checked_tokens = 0
         if paged:
             shapes = check_supported(model)
             selection = patch_projection(model, self.vocab_size)
-            pool = KvPool(shapes, num_blocks, block_size, dtype)
+            self._pool = pool = KvPool(shapes, num_blocks, block_size, dtype)
             capacity = (num_blocks - 1) * block_size
             self._num_checked_tokens = checked_tokens((shape.window for shape in shapes), capacity)
             self.block_bytes = pool.block_bytes
             if kernels is not None:
                 self._forward = KernelForward(model, selection, pool, kernels)
             else:
-                attention = "blockwise" if on_cpu else "gather"
+                # On CPUs MLX multiplies gathered matrices in float32 alone.
+                attention = "blockwise" if on_cpu and dtype == mx.float32 else "gather"
                 self._forward = PagedForward(model, selection, pool, attention)
         else:
             self._forward = SlotForward(model)
@@ -246,6 +248,8 @@ class Runner:
             if difference is None:
                 break
             warnings.append(f"{forward.name} attention {difference}; using {better.name} instead")
+            if self._pool is not None:
+                self._pool.clear()
             self._forward = forward = better
         return warnings
 

@@ -120,6 +120,26 @@ def test_self_check_agrees(name: str) -> None:
     assert runner.attention_name == "blockwise"
 
 
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16], ids=str)
+def test_half_precision_on_a_cpu_goes_by_gather(dtype: mx.Dtype) -> None:
+    model = tiny_model("llama")
+    model.set_dtype(dtype)
+    runner = Runner(model, num_blocks=40, block_size=4, max_num_seqs=4, dtype=dtype)
+    assert runner.self_check() == []
+    assert runner.attention_name == "gather"
+
+
+def test_a_forward_that_fails_leaves_the_next_one_an_empty_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(self: object, queries: mx.array, keys: mx.array, *args: object, **kwargs: object) -> mx.array:
+        return mx.linalg.inv(mx.zeros((2, 2)), stream=mx.cpu)[0, 0] + queries  # when it is computed
+
+    monkeypatch.setattr(BlockwiseDecode, "__call__", failing)
+    runner = make_runner(tiny_model("llama"))
+    (warning,) = runner.self_check()
+    assert warning.startswith("blockwise attention fails")
+    assert runner.attention_name == "gather"
+
+
 def test_self_check_goes_past_windows_that_are_not_too_long() -> None:
     most = MAX_WINDOW[mx.DeviceType.cpu]
     assert checked_tokens([0, 0], 1000) == checked_tokens([0, most + 1], 1000) == NUM_TOKENS
