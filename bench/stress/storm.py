@@ -87,8 +87,10 @@ class Client:
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close all connections, and let the loop see to it."""
         self._pool.close()
+        await asyncio.sleep(0)
 
     async def send(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
         """Status and JSON of a request that nobody ends early."""
@@ -150,9 +152,11 @@ class Client:
                 return True
         try:
             await asyncio.wait_for(asyncio.shield(exchange.done), PATIENCE_SECONDS)
-        except TimeoutError:
+        except BaseException as error:
             connection.cut()
-            raise Violation(f"no end after {PATIENCE_SECONDS} s") from None
+            if isinstance(error, TimeoutError):
+                raise Violation(f"no end after {PATIENCE_SECONDS} s") from None
+            raise
         self._pool.release(connection)
         return False
 
@@ -231,7 +235,7 @@ class Storm:
                 raise outcome
         for pin in (await self.client.send("GET", "/v1/cache/pins"))[1]["data"]:
             await self.client.send("DELETE", f"/v1/cache/pins/{pin['id']}")
-        self.client.close()
+        await self.client.close()
 
     async def _talk(self, numbers: Iterable[int]) -> None:
         for number in numbers:
@@ -309,7 +313,7 @@ async def compare(url: str, greedy: list[Said], num_clients: int) -> tuple[int, 
                 differences.append(f"{said.ask}\n  {said.answer}\n  {again}")
 
     await asyncio.gather(*(one() for _ in range(num_clients)))
-    client.close()
+    await client.close()
     return num_ties, differences + client.violations
 
 
