@@ -47,7 +47,7 @@ def largest_token_id(list token_ids not None):
     One pass, a tenth of the time that min() and max() take: prompts are checked on the event loop.
     """
     cdef long long token, largest = -1
-    cdef int overflow
+    cdef int overflow = 0
     for item in token_ids:
         token = PyLong_AsLongLongAndOverflow(item, &overflow)
         if overflow or not 0 <= token <= INT32_MAX:
