@@ -6,6 +6,7 @@ It does not know dialects, or what the grammars say.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -30,7 +31,7 @@ class GrammarCache:
 
     def __init__(self, check: Callable[[str], str | None] = compile_error) -> None:
         self._check = check
-        self._errors: OrderedDict[str, str | None] = OrderedDict()
+        self._errors: OrderedDict[bytes, str | None] = OrderedDict()
         self._arguments: OrderedDict[tuple[bytes, Notation, bool], Grammar | None] = OrderedDict()
         self._text: LarkText | None = None
         self._tokenizer: Tokenizer | None = None
@@ -57,11 +58,12 @@ class GrammarCache:
     async def error(self, grammar: str) -> str | None:
         """Why it cannot be enforced; None where it can."""
         errors = self._errors
-        if grammar in errors:
-            errors.move_to_end(grammar)
-            return errors[grammar]
+        key = _digest(grammar.encode())
+        if key in errors:
+            errors.move_to_end(key)
+            return errors[key]
         error = await asyncio.to_thread(self._check, grammar)
-        errors[grammar] = error
+        errors[key] = error
         if len(errors) > NUM_KNOWN:
             errors.popitem(last=False)
         return error
@@ -70,7 +72,7 @@ class GrammarCache:
         self, notation: Notation, schema: Mapping[str, Any], text: LarkText, *, must_hold: bool
     ) -> Grammar | None:
         """As `tool_grammar`, remembered. All of it is for one model, and so is `text`."""
-        key = (msgspec.json.encode(schema), notation, must_hold)
+        key = (_digest(msgspec.json.encode(schema)), notation, must_hold)
         known = self._arguments
         if key in known:
             known.move_to_end(key)
@@ -79,3 +81,8 @@ class GrammarCache:
         if len(known) > NUM_TOOLS:
             known.popitem(last=False)
         return made
+
+
+def _digest(text: bytes) -> bytes:
+    """Stands for a text that may be megabytes long."""
+    return hashlib.blake2b(text, digest_size=32).digest()

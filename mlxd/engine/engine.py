@@ -57,6 +57,8 @@ request that ends here then has one more row that nobody wants, which among so m
 MAX_RETRY_SECONDS = 120.0
 MAX_WORKER_DEATHS = 1
 """A request that may have caused more fails, lest one that kills every worker end the server."""
+MAX_LOST_WORKERS = 2
+"""Nor may one have been there more often, suspect or not: while others begin it never is one."""
 CLEARED_AT_ONCE = 4096
 """Blocks of the cache; a millisecond"""
 IDLE_CHECK_SECONDS = 1.0
@@ -356,7 +358,10 @@ class Engine:
             self._end_early(request, FinishReason.ERROR, error, scheduler)
         for request in suspects:
             request.num_worker_deaths += 1
-            if request.num_worker_deaths > MAX_WORKER_DEATHS and not request.status.is_finished:
+        for request in list(scheduler.running):
+            request.num_lost_workers += 1
+            blamed = request.num_worker_deaths > MAX_WORKER_DEATHS
+            if blamed or request.num_lost_workers > MAX_LOST_WORKERS:
                 self._end_early(request, FinishReason.ERROR, error, scheduler)
         self.stats.num_resumed += len(scheduler.running)
         for request in [*scheduler.running, *scheduler.waiting]:

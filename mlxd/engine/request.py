@@ -169,6 +169,7 @@ class Request:
         "max_tokens",
         "num_cached_tokens",
         "num_computed_tokens",
+        "num_lost_workers",
         "num_pending_tokens",
         "num_preemptions",
         "num_prompt_tokens",
@@ -242,6 +243,8 @@ class Request:
         """output tokens that were known at the last admission"""
         self.num_worker_deaths = 0
         """that it may have caused"""
+        self.num_lost_workers = 0
+        """workers that died while it ran"""
         self.hashed_tokens: HashedTokens | None = None
         """the KV manager's view of the known tokens"""
         self.prefix_hit: PrefixHit | None = None

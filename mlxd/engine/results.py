@@ -5,6 +5,7 @@ It does not know plans to come, the worker, or who waits for the tokens.
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from mlxd.engine.scheduler import INT32_BYTES, ScheduledStep, Scheduler
 from mlxd.engine.stats import EngineStats
 from mlxd.errors import InternalError
 from mlxd.step import PromptLogprobs, StepResult
+
+logger = logging.getLogger(__name__)
 
 
 class EndEarly(Protocol):
@@ -95,9 +98,14 @@ class StepResults:
             else:
                 stats.itl_seconds.observe(now - last)
             stats.num_output_tokens += 1 + len(request.unsaid_token_ids)
-            reason = append_token(request, token_id, logprobs[row] if logprobs else None)
-            if reason is None and request.thinking is not None and request.thinking.must_close:
-                reason = close_thinking(request, scheduler)
+            try:
+                reason = append_token(request, token_id, logprobs[row] if logprobs else None)
+                if reason is None and request.thinking is not None and request.thinking.must_close:
+                    reason = close_thinking(request, scheduler)
+            except Exception:  # a bug in reading this answer: its text lacks a token's, the others go on
+                logger.exception("an answer cannot be read", extra={"request_id": request.request_id})
+                self._end_early(request, FinishReason.ERROR, InternalError("generation failed"))
+                continue
             if reason is not None:
                 self._finish(request, reason, scheduler)
             elif request.stream.is_backlogged:

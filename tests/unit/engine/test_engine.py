@@ -530,6 +530,47 @@ def test_nobody_survives_any_number_of_deaths(harness: Harness, monkeypatch: pyt
     run(main())
 
 
+def test_newcomers_do_not_shield_who_kills_workers(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each death somebody else is the suspect, because the worker had given them nothing yet."""
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+
+    async def main() -> None:
+        async with harness() as h:
+            killer = h.engine.submit([ask("killer", [3, 4], 120, ignore_eos=True)])
+            for number in range(1, engine_module.MAX_LOST_WORKERS + 2):
+                known = len(h.engine.requests()[0].output_token_ids)
+                await h.until(lambda known=known: len(h.engine.requests()[0].output_token_ids) > known)
+                newcomer = h.engine.submit([ask(f"new-{number}", [5, number], 3)])
+                h.worker.die()
+                await h.until(lambda number=number: len(h.workers) > number)
+            out = (await collect(killer))[0]
+            assert out.finish_reason is FinishReason.ERROR and isinstance(out.error, WorkerError)
+            assert (await collect(newcomer))[0].error is None
+            assert not h.failures
+
+    run(main())
+
+
+def test_an_answer_that_cannot_be_read_ends_alone(harness: Harness) -> None:
+    def broken(text: str) -> bool:
+        raise ValueError("a parser's bug")
+
+    async def main() -> None:
+        async with harness() as h:
+            request = ask("broken", [3, 4], 20, ignore_eos=True, make_end_check=lambda: broken)
+            bad, good = (
+                h.engine.submit([request]),
+                h.engine.submit([ask("good", [5, 6], 20, ignore_eos=True)]),
+            )
+            out = (await collect(bad))[0]
+            assert out.finish_reason is FinishReason.ERROR
+            assert "bug" not in str(out.error)
+            assert len((await collect(good))[0].token_ids) == 20
+            assert len(h.workers) == 1
+
+    run(main())
+
+
 def test_fatal_failure_is_final(harness: Harness) -> None:
     async def main() -> None:
         async with harness() as h:
