@@ -24,8 +24,8 @@ from mlxd.chat.tool_parsers.schema import Types, argument_types, encode_argument
 MAX_OTHERS = 16
 """Parameters of a call that its schema does not name: a small model would go on for ever."""
 
-_NAME = re.compile(r"[^<>\"'\s]+")
-_OTHER_NAME = "/[A-Za-z_][A-Za-z0-9_.-]{0,63}/"
+_NAME = re.compile(r"[^<>\"\s{}]+")
+_OTHER_NAME = r"/\w[\w.$@\/-]{0,63}/"
 _NO_NAME = "\0"
 """is no parameter's: what the schema says of it, it says of all that it does not name"""
 _ANY: list[Form] = [Form("any", {})]
@@ -62,7 +62,7 @@ def tool_grammar(
         try:
             made = notation.grammar(enforced, text, must_hold=must_hold)
         except Inexpressible:
-            continue
+            return None
         grammar: Grammar = {"lark_grammar": made.lark}
         if all(map(is_possible, made.doubtful)) and compile_error(compose("@a", {"a": grammar})) is None:
             return grammar
@@ -165,9 +165,7 @@ class _TagGrammar:
 
     def _member(self, member: Member) -> str:
         if not _NAME.fullmatch(member.name):
-            if self._must_hold:
-                raise Inexpressible("a parameter of that name")
-            return ""
+            raise Inexpressible("a parameter of that name")
         before = self._notation.before.replace("{name}", member.name)
         ways = self._ways(member.schema, argument_types(self._schema, member.name))
         body = " | ".join(
@@ -190,7 +188,8 @@ class _TagGrammar:
         """The ways to write a value and what follows it, each with what stands for {string} before it."""
         try:
             forms = self._rules.forms.of(schema)
-            return self._ways_of(_ANY if any(form.kind == "any" for form in forms) else forms, types)
+            known = _ANY if any(form.kind == "any" for form in forms) else forms
+            return self._rules.tried(lambda: self._ways_of(known, types))
         except Inexpressible:
             if self._must_hold:
                 raise

@@ -89,6 +89,10 @@ class SchemaForms:
             return [Form("any", {})] if schema else []
         if not isinstance(schema, Mapping):
             raise Inexpressible("a schema that is no object")
+        declared = schema.get("type")
+        types = declared if isinstance(declared, list) else [declared]
+        if not all(isinstance(kind, str | None) for kind in types):
+            raise Inexpressible("a type that is no name")
         keys = schema.keys() - _ANNOTATIONS
         if not keys:
             return [Form("any", schema)]
@@ -107,7 +111,11 @@ class SchemaForms:
         """The properties of an object, and the schema of all others; None where there are no others."""
         schema = form.keywords()
         properties, required = schema.get("properties", {}), schema.get("required", [])
-        if not isinstance(properties, Mapping) or not isinstance(required, list):
+        if (
+            not isinstance(properties, Mapping)
+            or not isinstance(required, list)
+            or not all(isinstance(name, str) for name in required)
+        ):
             raise Inexpressible("properties of that kind")
         others = schema.get("additionalProperties", "properties" not in schema)
         others = None if others is False else others
@@ -199,7 +207,12 @@ class SchemaForms:
         tags: list[dict[str, list[Any]]] = []
         for form in (a, b):
             found = {
-                member.name: self.of(member.schema) for member in self.members(form)[0] if member.is_required
+                member.name: self.of(member.schema)
+                for member in self.members(form)[0]
+                # No others: they may lead back here.
+                if member.is_required
+                and isinstance(member.schema, Mapping)
+                and member.schema.keys() & {"const", "enum"}
             }
             tags.append(
                 {

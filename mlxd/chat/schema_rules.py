@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from mlxd.chat.lark import LarkText, literal, one_of, without
 from mlxd.chat.schema_forms import Form, Member, SchemaForms
 from mlxd.chat.string_patterns import Inexpressible, string_pattern
 
+T = TypeVar("T")
 MAX_DEPTH = 64
 """Values in values, less what a schema says of itself."""
 
@@ -102,6 +103,17 @@ class SchemaRules(ABC):
     def ordered(self, members: list[Member]) -> list[Member]:
         """Properties in the order in which they come."""
         return members
+
+    def tried(self, make: Callable[[], T]) -> T:
+        """What `make` returns; where that raises Inexpressible, as if it had not been called."""
+        dicts = (self._rules, self._terminals, self._places, self._bodies)
+        kept, doubtful, depth = [dict(each) for each in dicts], list(self.doubtful), self._depth
+        try:
+            return make()
+        except Inexpressible:
+            self._rules, self._terminals, self._places, self._bodies = kept  # type: ignore[assignment]
+            self.doubtful, self._depth = doubtful, depth
+            raise
 
     def named(self, body: str, kind: str) -> str:
         """A rule's name."""
@@ -239,7 +251,7 @@ class GemmaRules(SchemaRules):
         return self.text.text(self._key(name) + ":")
 
     def other_key(self, names: Sequence[str]) -> str:
-        body = "/[A-Za-z_][A-Za-z0-9_]{0,63}/"
+        body = r"/\w([\w .$@\/-]{0,62}[\w.$@\/-])?/"  # as _PLAIN_KEY
         if names:
             body += f" & ~{one_of(names)}"
         return f'{self.terminal(body)} ":"'

@@ -101,6 +101,11 @@ def _searched(pattern: Any) -> str:
             words.append(_escape(token, in_class))
         elif in_class:
             in_class = token[-1] != "]"
+            beside = (tokens[i - 1], *tokens[i + 1 : i + 2])
+            if token == "-" and tokens[i - 1] == "-":
+                raise Inexpressible("a pattern with two dashes in a class")
+            if token == "-" and any(each[0] == "\\" and each[1:] in tuple("dDsSwW") for each in beside):
+                token = "\\-"  # no range
             words.append("\\" + token if token[0] in "[&~/" else token)
         elif token[0] == "[":
             if token[-1] == "]":

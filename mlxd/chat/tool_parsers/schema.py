@@ -28,8 +28,8 @@ def argument_types(parameters: Mapping[str, Any], name: str) -> Types:
     """The types that the schema `parameters` allows for the argument `name`; `ANY` where it does not say."""
     properties = parameters.get("properties")
     if isinstance(properties, Mapping) and name in properties:
-        return _types(properties[name], parameters, _MAX_DEPTH)
-    return _types(parameters.get("additionalProperties"), parameters, _MAX_DEPTH)
+        return _types(properties[name], parameters, _MAX_DEPTH, {})
+    return _types(parameters.get("additionalProperties"), parameters, _MAX_DEPTH, {})
 
 
 def encode_argument(text: str, types: Types) -> str:
@@ -61,16 +61,22 @@ def encode_argument(text: str, types: Types) -> str:
     return f'"{json_string_body(text)}"'
 
 
-def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
-    """The types that a schema allows, as far as it can be seen without solving it."""
+def _types(schema: object, root: Mapping[str, Any], depth: int, known: dict[str, Types]) -> Types:
+    """The types that a schema allows, as far as it can be seen without solving it.
+
+    `known`: what references stand for, each looked at once; while one is looked at, any.
+    """
     if not isinstance(schema, Mapping) or not depth:
         return ANY
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return _types(resolve(reference, root), root, depth - 1)
+        if reference not in known:
+            known[reference] = ANY
+            known[reference] = _types(resolve(reference, root), root, depth - 1, known)
+        return known[reference]
     declared = schema.get("type")
     names = declared if isinstance(declared, list) else [declared]
-    types = frozenset(name for name in names if name in _TYPES)
+    types = frozenset(name for name in names if isinstance(name, str) and name in _TYPES)
     if types:
         return types | {"null"} if schema.get("nullable") is True else types
     for key in ("enum", "const"):
@@ -79,10 +85,10 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
             return frozenset(map(type_of, values))
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            found = [_types(part, root, depth - 1) for part in schema[key]]
+            found = [_types(part, root, depth - 1, known) for part in schema[key]]
             return frozenset().union(*found) if all(found) else ANY
     if isinstance(schema.get("allOf"), list):
-        narrowed = [types for part in schema["allOf"] if (types := _types(part, root, depth - 1))]
+        narrowed = [types for part in schema["allOf"] if (types := _types(part, root, depth - 1, known))]
         return frozenset.intersection(*narrowed) if narrowed else ANY
     if "properties" in schema:
         return frozenset({"object"})
@@ -91,7 +97,7 @@ def _types(schema: object, root: Mapping[str, Any], depth: int) -> Types:
 
 def resolve(reference: str, root: Mapping[str, Any]) -> object:
     """What a reference into the same schema (`#/$defs/Name`) points at; None for any other."""
-    if not reference.startswith("#"):
+    if reference != "#" and not reference.startswith("#/"):
         return None
     target: object = root
     for part in reference[1:].split("/")[1:]:

@@ -14,6 +14,7 @@ from mlxd.chat.call_grammar import CallGrammar
 from mlxd.chat.call_syntax import CallFamily, call_family
 from mlxd.chat.lark import LarkText
 from mlxd.chat.tool_parsers import make_parser
+from mlxd.chat.tool_parsers.schema import ANY, argument_types
 from mlxd.chat.types import ToolCallDelta, ToolCallStart, ToolSpec
 from tests.unit.chat.grammar_walk import Walker
 from tests.unit.chat.made_schemas import Maker, problems, record
@@ -279,3 +280,57 @@ def test_a_schema_that_makes_many_of_few_is_given_up(walker: Walker) -> None:
     schema = record({"x": {"$ref": "#/$defs/d0"}}, **{"$defs": defs})
     for parser in ("gemma4", "qwen3_coder"):
         assert Calls(walker, parser, schema).arguments is None
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_unions_that_contain_themselves_are_enforced(walker: Walker, parser: str) -> None:
+    def operation(name: str, **members: Any) -> dict[str, Any]:
+        return record({"op": {"const": name}, **members})
+
+    inner = {"$ref": "#/$defs/E"}
+    union = [operation("not", arg=inner), operation("and", l=inner, r=inner), operation("var", n=STRING)]
+    schema = record({"e": inner}, **{"$defs": {"E": {"oneOf": union}}})
+    for must_hold in (False, True):
+        assert Calls(walker, parser, schema, must_hold=must_hold).arguments is not None
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": STRING}, "required": [["a"]]},
+        record({"a": {"type": {}}}),
+        record({"a": {"type": [["string"]]}}),
+        record({"a": {"$ref": "#a"}}),
+        record({"file name": STRING}),
+        record({"a{string}b": STRING}),
+        record({'say "so"': STRING, "<a>": STRING}),
+    ],
+    ids=str,
+)
+def test_odd_schemas_are_json_or_free(walker: Walker, parser: str, schema: dict[str, Any]) -> None:
+    for must_hold in (False, True):
+        Calls(walker, parser, schema, must_hold=must_hold)
+
+
+def test_a_name_that_tags_cannot_hold_takes_json(walker: Walker) -> None:
+    for parser in ("glm47", "qwen3_coder"):
+        assert Calls(walker, parser, record({"file name": STRING}), must_hold=False).arguments is None
+
+
+def test_what_one_parameter_cannot_say_leaves_the_others_held(walker: Walker) -> None:
+    """The second use of a reference whose first was given up finds no traces of it."""
+    point = {"type": "object", "properties": {"x": {"type": "integer", "format": "int32"}}}
+    properties = {"n": {"$ref": "#/$defs/P"}, "m": {"$ref": "#/$defs/P"}, "k": INTEGER}
+    schema = record(properties, **{"$defs": {"P": point}})
+    for parser in ("glm47", "qwen3_coder", "minimax", "deepseek_v4"):
+        calls = Calls(walker, parser, schema, must_hold=False)
+        free = [written(parser, name, "{}", is_string=False) for name in "nm"]
+        assert calls.allow(*free, written(parser, "k", "1", is_string=False))
+        assert not calls.allow(*free, written(parser, "k", "x"))
+        assert not calls.allow(*free, written(parser, "bogus", "x"))
+
+
+def test_references_are_looked_at_once() -> None:
+    x: dict[str, Any] = {"anyOf": [{"$ref": "#/properties/x"}] * 60}
+    assert argument_types(record({"x": x}), "x") == ANY

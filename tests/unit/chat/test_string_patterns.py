@@ -130,3 +130,18 @@ def test_lengths(walker: Walker) -> None:
 def test_what_no_string_is_can_be_told() -> None:
     assert is_possible(str(string_pattern({"pattern": "^a{3}$", "maxLength": 5})))
     assert not is_possible(str(string_pattern({"pattern": "^a{9}$", "maxLength": 5})))
+
+
+def test_a_dash_beside_a_class_is_itself(walker: Walker) -> None:
+    """As in ECMA 262; Python and Rust see no such range, or another one."""
+    for pattern, good, bad in (
+        (r"^[+-\d]+$", ["15", "+-1"], [",", "."]),
+        (r"^[\w-z]$", ["-", "a", "z"], ["`", "."]),
+        (r"^[.-\w]$", [".", "-", "b"], ["?", "/"]),
+        (r"^[\w-.]$", ["-", ".", "x"], ["?"]),
+    ):
+        made = grammar({"pattern": pattern})
+        assert all(walker.matches(made, text) for text in good), pattern
+        assert not any(walker.matches(made, text) for text in bad), pattern
+    with pytest.raises(Inexpressible):
+        grammar({"pattern": "^[^!--]$"})
