@@ -24,6 +24,8 @@ MLP_COPIES = 3
 CUDA_LAYERS = 16
 """whose intermediate arrays live at once there: MLX keeps them until the device has run what reads them.
 Measured on an H100: 1.5 GB at 2,048 tokens of a model where one layer's are 71 MB"""
+MAX_GATHERED_TOKENS = 1 << 15
+"""that chunks of several sequences copy out of the pool for a call on a GPU, unless one sequence has more"""
 SCORES_BYTES = 64 * MIB
 """a tile of attention scores (attention/gather.py's MAX_SCORES); alive before and after softmax"""
 
@@ -90,14 +92,16 @@ def activation_bytes(
     """An upper estimate of what one step holds besides weights and pool.
 
     MLX frees intermediate arrays as it goes, so about one layer's are alive (more on CUDA), then the logits.
-    A chunk's attention copies its sequence out of the pool and writes scores, in tiles of a bounded size.
+    A chunk's attention copies its sequence out of the pool, on a GPU those of several chunks, and writes
+    scores, in tiles of a bounded size.
     `max_context`: the longest sequence that can occur, in tokens.
     """
     scheduler = config.scheduler
     tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_seqs * max_context)
     hidden = tokens * dtype_bytes * HIDDEN_COPIES * shape.hidden_size
     mlp = tokens * dtype_bytes * MLP_COPIES * shape.intermediate_size
-    sequence = 2 * max_context * kv_bytes_per_token // shape.num_layers
+    gathered = max_context if device_kind == "cpu" else max(max_context, MAX_GATHERED_TOKENS)
+    sequence = 2 * gathered * kv_bytes_per_token // shape.num_layers
     scores = 2 * min(SCORES_BYTES, 4 * shape.num_heads * tokens * max_context)
     logits = (scheduler.max_num_seqs + MIN_PROMPT_ROWS) * shape.vocab_size * 4 * LOGITS_COPIES
     layers = min(CUDA_LAYERS, shape.num_layers) if device_kind == "cuda" else 1

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from mlxd.worker.attention import layout
+from mlxd.worker.attention import chunks, layout
 from mlxd.worker.batch import StepBatch
 from mlxd.worker.fusing import fuse_attention, fuse_mlp
 from mlxd.worker.kernel_forward import pack_decode
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(shim.COMPILER is None, reason="needs g++")
 
 NUM_BLOCKS = 200
 BLOCK_SIZE = 4
-SHAPES = [(13, 0), (40, 0), (60, 7), (5, 2), (70, 31)]
+SHAPES = [(13, 0), (40, 0), (60, 7), (5, 2), (70, 31), (66, 33), (68, 34)]
 """lengths of prompts, and of the chunks that they come in (0: one)"""
 
 
@@ -71,6 +71,7 @@ def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
 def test_tokens_are_mlx_lms(name: str, dialect: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "MAX_FLAT_PAIRS", 300)  # chunks of every kind, although they are small
     monkeypatch.setattr(layout, "PART_PAIRS", 5000)
+    monkeypatch.setattr(chunks, "MAX_GATHERED_TOKENS", 200)
     model = tiny_model(name)
     kernels = ShimKernels(dialect, folder)
     runner = kernel_runner(model, kernels)

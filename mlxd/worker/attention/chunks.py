@@ -15,6 +15,7 @@ from mlxd.worker.attention.gather import MAX_SCORES, attend
 from mlxd.worker.attention.layout import LongArrays, LongShape
 from mlxd.worker.kernels.paged import PagedKernels, Placed, Places, Projected, Rows
 from mlxd.worker.kernels.tile import AttentionShape
+from mlxd.worker.memory import MAX_GATHERED_TOKENS
 
 MAX_FUSED_DIM = 128
 """of MLX's fused attention; beyond it, scores are written to memory"""
@@ -108,19 +109,28 @@ class LongChunks:
 
     def attend(self, call: LayerCall) -> mx.array:
         """[num_chunks, num_heads, length, value_dim]"""
-        placed = call.place(self._places, own=self._shape.fresh)
-        keys, values = placed.keys, placed.values
-        if keys is None or values is None:
+        shape, arrays = self._shape, self._arrays
+        placed = call.place(self._places, own=shape.fresh)
+        if placed.keys is not None and placed.values is not None:
+            return self._attend(call, placed.queries, placed.keys, placed.values, slice(None))
+        most = max(1, MAX_GATHERED_TOKENS // shape.size)
+        outputs = []
+        for first in range(0, shape.num_chunks, most):
+            part = slice(first, first + most)
+            lengths = arrays.lengths
+            if most < shape.num_chunks:
+                lengths = mx.concatenate([lengths[: shape.num_chunks][part], lengths[-2:]])
             keys, values = call.kernels.gather(
                 call.shape,
-                self._arrays.tables,
-                self._arrays.lengths,
-                self._shape.size,
+                arrays.tables[part],
+                lengths,
+                shape.size,
                 call.key_pool,
                 call.value_pool,
                 after=placed.written,
             )
-        return self._attend(call, placed.queries, keys, values)
+            outputs.append(self._attend(call, placed.queries[part], keys, values, part))
+        return outputs[0] if len(outputs) == 1 else mx.concatenate(outputs)
 
     def _mask(self, window: int, added: bool) -> mx.array | str:
         """Made once a step, not once a layer. `added`: to scores, as cuDNN wants it, instead of a choice."""
@@ -142,15 +152,19 @@ class LongChunks:
             self._masks[window, added] = mask
         return self._masks[window, added]
 
-    def _attend(self, call: LayerCall, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
-        """All queries at once where no scores are written, else in tiles of queries that bound them."""
+    def _attend(
+        self, call: LayerCall, queries: mx.array, keys: mx.array, values: mx.array, part: slice
+    ) -> mx.array:
+        """The chunks in `part`: all queries at once, or where scores are written in tiles that bound them."""
         shape, sinks = call.shape, call.sinks
         softcap = shape.softcap or None
         fused = softcap is None and sinks is None and max(shape.key_dim, shape.value_dim) <= MAX_FUSED_DIM
         length, most = self._shape.length, self._shape.size
-        scores = self._shape.num_chunks * shape.num_heads * most
+        scores = len(queries) * shape.num_heads * most
         tile = length if fused else max(1, MAX_SCORES // scores)
         whole = self._mask(shape.window, softcap is None)
+        if isinstance(whole, mx.array) and len(queries) < self._shape.num_chunks:
+            whole = whole[part]
         if tile >= length:
             return attend(queries, keys, values, scale=shape.scale, mask=whole, softcap=softcap, sinks=sinks)
         outputs = []
