@@ -1,7 +1,7 @@
 """The device under MLX: which one, how much memory, which BLAS, and what to set before MLX is imported.
 
 It knows neither models nor the protocol. `prepare()` comes before the first `import mlx.core` of a process
-(main.py, doctor.py and tests/worker/conftest.py see to that), so nothing here imports MLX at module level.
+(main.py, doctor.py and tests/conftest.py see to that), so nothing here imports MLX at module level.
 
 Linux CPUs: mlx-cpu's wheel carries the reference BLAS, 3 GFLOP/s on two cores where OpenBLAS gives 250.
 ext/blas_shim.c explains how one takes the place of the other.
