@@ -38,7 +38,6 @@ MAX_SHORT_TOKENS = 128
 PART_PAIRS = 1 << 22
 """Pairs that on CUDA take no longer than the host needs for another attention call in each layer: 5 ms on an
 H100's host, where MLX's attention over a million pairs took 1 ms (Qwen3-0.6B)."""
-FLAT = (0, 0)
 
 ContextClass = Callable[[int, int], int]
 """(rows, longest context) -> one that stands for it (PagedKernels.context_class)"""
