@@ -6,7 +6,7 @@ It does not know requests' schemas or vectors.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from mlxd.config import EmbeddingsConfig, model_id
@@ -105,9 +105,17 @@ class EmbeddingModel:
         return prompt
 
     async def encode(
-        self, texts: Sequence[str], prompt: str, *, max_tokens: int | None, add_special_tokens: bool = True
+        self,
+        texts: Sequence[str],
+        prompt: str,
+        *,
+        max_tokens: int | None,
+        add_special_tokens: bool = True,
+        param: Callable[[int], str],
     ) -> list[EmbeddingInput]:
         """Texts, each behind `prompt`, as inputs of at most `max_tokens` or, if None, what the model takes.
+
+        `param` gives what the request calls the text of that number.
 
         Raises:
             ContextLengthExceeded: one is longer than the model takes and the server does not cut.
@@ -116,11 +124,12 @@ class EmbeddingModel:
         if prompt:
             suffix = self._suffix_length() if add_special_tokens else 0
             num_prompt_tokens = len(self.tokenizer.encode(prompt, add_special_tokens)) - suffix
-        inputs = []
+        inputs: list[EmbeddingInput] = []
         for start in range(0, len(texts), TEXTS_AT_ONCE):
             part = [prompt + self._as_trained(text) for text in texts[start : start + TEXTS_AT_ONCE]]
             for ids in await asyncio.to_thread(self.tokenizer.encode_batch, part, add_special_tokens):
-                kept = self.fit(ids, max_tokens, self._suffix_length() if add_special_tokens else 0)
+                num_trailing = self._suffix_length() if add_special_tokens else 0
+                kept = self.fit(ids, max_tokens, num_trailing, param(len(inputs)))
                 inputs.append(EmbeddingInput(kept, num_prompt_tokens))
         return inputs
 
@@ -132,22 +141,25 @@ class EmbeddingModel:
         Raises:
             ContextLengthExceeded: too long, and the server does not cut, or the query alone is.
         """
-        inputs = []
+        inputs: list[EmbeddingInput] = []
         for start in range(0, len(documents), TEXTS_AT_ONCE):
             part = [(query, document) for document in documents[start : start + TEXTS_AT_ONCE]]
             for pair in await asyncio.to_thread(self.tokenizer.encode_pairs, part):
                 excess = len(pair.token_ids) - self._limit(max_tokens)
                 if excess > pair.num_second:
                     raise self._too_long(len(pair.token_ids) - pair.num_second, "query")
-                ids = self.fit(pair.token_ids, max_tokens, pair.num_trailing, "documents")
+                param = f"documents[{len(inputs)}]"
+                ids = self.fit(pair.token_ids, max_tokens, pair.num_trailing, param)
                 types = cut(pair.token_types, len(ids), pair.num_trailing)
                 inputs.append(EmbeddingInput(ids, token_types=types if any(types) else ()))
         return inputs
 
-    def fit(
-        self, token_ids: list[int], max_tokens: int | None, num_trailing: int, param: str = "input"
-    ) -> list[int]:
-        """The ids, or, if there are too many, the first ones and the last `num_trailing`."""
+    def fit(self, token_ids: list[int], max_tokens: int | None, num_trailing: int, param: str) -> list[int]:
+        """The ids, or, if there are too many, the first ones and the last `num_trailing`.
+
+        Raises:
+            ContextLengthExceeded: too many, and the server does not cut; the error names `param`.
+        """
         limit = self._limit(max_tokens)
         if len(token_ids) > limit and max_tokens is None and not self._truncate:
             raise self._too_long(len(token_ids), param)

@@ -61,11 +61,13 @@ async def rerank(request: HTTPRequest, services: Services) -> None:
     if info.is_cross_encoder:
         inputs = await model.encode_pairs(fields.query, texts, max_tokens=max_tokens)
     else:
-        inputs = await model.encode([fields.query], model.prompt(None, "query"), max_tokens=max_tokens)
-        inputs += await model.encode(texts, model.prompt(None, "document"), max_tokens=max_tokens)
+        query, document = model.prompt(None, "query"), model.prompt(None, "document")
+        inputs = await model.encode([fields.query], query, max_tokens=max_tokens, param=lambda _: "query")
+        inputs += await model.encode(texts, document, max_tokens=max_tokens, param="documents[{}]".format)
     for place, item in enumerate(inputs):
         if not item.token_ids:  # not every tokenizer adds some of its own
-            param = "documents" if place else "query"
+            # A cross-encoder's pair has none only where the query has none either.
+            param = "query" if info.is_cross_encoder or not place else f"documents[{place - 1}]"
             raise InvalidRequestError(f"{param}: an empty text has no tokens to score", param=param)
     response_id = f"rerank-{services.new_id()}"
     vectors, num_tokens = await compute(request, services, response_id, inputs)

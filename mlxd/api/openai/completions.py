@@ -87,7 +87,11 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         generation = services.submit(request, envelope.id, plan.sequences(envelope.id, prompts.token_ids))
     except ContextLengthExceeded as error:
         error.param = "prompt"
-        raise
+        if len(prompts.token_ids) == 1:
+            raise
+        limit = model.max_model_len or 0
+        place = next((n for n, ids in enumerate(prompts.token_ids) if len(ids) >= limit), 0)
+        raise ContextLengthExceeded(f"prompt[{place}]: {error.message}", param=f"prompt[{place}]") from error
     if fields.stream:
         await stream_answer(request, generation, answer.frames())
         return
@@ -143,15 +147,16 @@ async def _encode_prompts(fields: CompletionRequest, model: ServedModel, max_pro
         )
     if texts is not None:
         token_ids = await model.encode(texts, add_special_tokens=fields.add_special_tokens is not False)
-    for ids in token_ids:
+    for place, ids in enumerate(token_ids):
+        param = "prompt" if len(token_ids) == 1 else f"prompt[{place}]"
         if not ids:
-            raise _invalid("an empty prompt has no tokens to continue")
+            raise _invalid("an empty prompt has no tokens to continue", param)
         try:
             are_known = in_vocabulary(ids, model.vocab_size)
         except TypeError as error:
             raise _invalid(_MIXTURE) from error
         if not are_known:
-            raise _invalid(f"token ids are from 0 to {model.vocab_size - 1}")
+            raise _invalid(f"token ids are from 0 to {model.vocab_size - 1}", param)
     return _Prompts(token_ids, texts)
 
 
@@ -173,8 +178,8 @@ async def _encode_fill_ins(
     return _Prompts(await off_loop_if(is_long, encode), texts, fill_in.end_token_ids)
 
 
-def _invalid(problem: str) -> InvalidRequestError:
-    return InvalidRequestError(f"prompt: {problem}", param="prompt")
+def _invalid(problem: str, param: str = "prompt") -> InvalidRequestError:
+    return InvalidRequestError(f"{param}: {problem}", param=param)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
@@ -94,6 +95,10 @@ async def read_inputs(
         raise _invalid("at least one is needed")
     if isinstance(items[0], int):
         items = [items]
+
+    def param(index: int) -> str:
+        return "input" if len(items) == 1 else f"input[{index}]"
+
     if len(items) > max_inputs:
         raise _invalid(f"at most {max_inputs}, got {len(items)}")
     max_tokens = fields.truncate_prompt_tokens
@@ -108,6 +113,7 @@ async def read_inputs(
             prompt,
             max_tokens=max_tokens,
             add_special_tokens=fields.add_special_tokens is not False,
+            param=param,
         )
     elif all(isinstance(item, list) for item in items):
         if prompt and (fields.prompt_name or fields.input_type):
@@ -117,12 +123,15 @@ async def read_inputs(
             raise InvalidRequestError(
                 "add_special_tokens: token ids are taken as they are", param="add_special_tokens"
             )
-        _check_token_ids(items, model.info.vocab_size)
-        inputs = [EmbeddingInput(model.fit(ids, max_tokens, 0)) for ids in items]
+        _check_token_ids(items, model.info.vocab_size, param)
+        inputs = [
+            EmbeddingInput(model.fit(ids, max_tokens, 0, param(index))) for index, ids in enumerate(items)
+        ]
     else:
         raise _invalid(_MIXTURE)
-    if not all(item.token_ids for item in inputs):
-        raise _invalid("an empty text has no tokens to embed")
+    for index, item in enumerate(inputs):
+        if not item.token_ids:
+            raise _invalid("an empty text has no tokens to embed", param(index))
     return inputs
 
 
@@ -154,15 +163,15 @@ async def render(head: dict[str, Any], vectors: Vectors, dimensions: int | None,
     return b"".join(parts)
 
 
-def _check_token_ids(token_ids: list[list[int]], vocab_size: int) -> None:
-    for ids in token_ids:
+def _check_token_ids(token_ids: list[list[int]], vocab_size: int, param: Callable[[int], str]) -> None:
+    for index, ids in enumerate(token_ids):
         try:
             are_known = in_vocabulary(ids, vocab_size)
         except TypeError as error:
             raise _invalid(_MIXTURE) from error
         if not are_known:
-            raise _invalid(f"token ids are from 0 to {vocab_size - 1}")
+            raise _invalid(f"token ids are from 0 to {vocab_size - 1}", param(index))
 
 
-def _invalid(problem: str) -> InvalidRequestError:
-    return InvalidRequestError(f"input: {problem}", param="input")
+def _invalid(problem: str, param: str = "input") -> InvalidRequestError:
+    return InvalidRequestError(f"{param}: {problem}", param=param)

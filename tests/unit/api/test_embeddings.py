@@ -234,9 +234,38 @@ def test_too_long_is_refused_where_the_server_does_not_cut(folder: Path) -> None
         assert response.status_code == 400
         assert response.json()["error"]["code"] == "context_length_exceeded"
         assert "takes 8 tokens, and this has 9" in response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == "input"
     assert ask(folder, {"input": "a a a a a a"}, **options).status_code == 200
     cut = ask(folder, {"input": "a a a a a a a", "truncate_prompt_tokens": -1}, **options)
     assert cut.json()["usage"]["prompt_tokens"] == 8
+
+
+def test_an_error_says_which_of_several_texts_it_is_about(folder: Path) -> None:
+    long, many = "a a a a a a a", ["a"] * 70
+    texts: list[tuple[Any, str]] = [
+        (["a", long], "input[1]"),
+        ([*many, long], "input[70]"),
+        ([[4], [5] * 9], "input[1]"),
+        ([[4], [5], []], "input[2]"),
+        ([[4], [9]], "input[1]"),
+    ]
+    rankings = [(long, many, "query"), ("a", ["b", "c", long], "documents[2]")]
+
+    async def check(http: httpx.AsyncClient, path: str, body: Any, param: str) -> None:
+        error = (await http.post(path, json=body)).json()["error"]
+        assert error["param"] == param and error["message"].startswith(f"{param}: "), error
+
+    async def embeds(server: Server, http: httpx.AsyncClient) -> None:
+        for given, param in texts:
+            await check(http, PATH, {"input": given}, param)
+        await ranks(server, http)
+
+    async def ranks(server: Server, http: httpx.AsyncClient) -> None:
+        for query, documents, param in [*rankings, ("a", [*many, long], "documents[70]")]:
+            await check(http, "/v1/rerank", {"query": query, "documents": documents}, param)
+
+    play(folder, embeds, embeddings={"truncate": False})
+    play(folder, ranks, cross=True, embeddings={"truncate": False})
 
 
 def test_a_prompts_tokens_are_told_to_the_worker(folder: Path) -> None:
@@ -387,7 +416,7 @@ def test_reranking_with_a_cross_encoder(folder: Path) -> None:
 
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize(
-    ("query", "document", "param"), [("", "", "query"), ("", "a", "query"), ("a", " ", "documents")]
+    ("query", "document", "param"), [("", "", "query"), ("", "a", "query"), ("a", " ", "documents[0]")]
 )
 def test_texts_without_tokens_never_reach_the_worker(
     folder: Path, tmp_path: Path, cross: bool, query: str, document: str, param: str
