@@ -9,11 +9,13 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, takewhile
 
 MAX_BRANCHINGS = 32
 """that lie within one another in a pattern: Python reads and compiles them by recursion"""
+KNOWN_BY = 4
+"""characters of a marker that a pattern looks for where the marker may be cut off; the rest is compared"""
 
 
 class MarkerScanner:
@@ -23,13 +25,13 @@ class MarkerScanner:
     an earlier or a longer one of it: the result is the same for every way of cutting the text.
     """
 
-    __slots__ = ("_first", "_longest", "_marker", "_markers", "plain")
+    __slots__ = ("_beginning", "_longest", "_marker", "_markers", "plain")
 
     def __init__(self, markers: Iterable[str]) -> None:
         """`markers`: any number (none: nothing is ever found), no empty ones."""
         self._markers = tuple(sorted(set(markers)))
         self._longest = max(map(len, self._markers), default=1)
-        self._marker, self._first, self.plain = _compiled(self._markers)
+        self._marker, self._beginning, self.plain = _compiled(self._markers)
         """`plain` matches characters of which none begins a marker"""
 
     def scan(self, text: str, start: int = 0, *, is_last: bool = False) -> tuple[int, str]:
@@ -42,11 +44,11 @@ class MarkerScanner:
         end, marker = (len(text), "") if found is None else (found.start(), found[0])
         if is_last:
             return end, marker
-        first = self._first.search(text, max(start, len(text) - self._longest + 1))
-        while first is not None and (place := first.start()) <= end:
+        cut = self._beginning.search(text, max(start, len(text) - self._longest + 1))
+        while cut is not None and (place := cut.start()) <= end:
             if self._is_beginning(text[place:]):
                 return place, ""
-            first = self._first.search(text, place + 1)
+            cut = self._beginning.search(text, place + 1)
         return end, marker
 
     def _is_beginning(self, text: str) -> bool:
@@ -63,7 +65,8 @@ def _compiled(markers: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str
     """A scanner's patterns: every request makes some of the same, and trees of many markers take long."""
     first = re.escape("".join(sorted({marker[0] for marker in markers})))
     plain = f"[^{first}]+" if first else "(?s:.+)"
-    return re.compile(_tree(markers)), re.compile(f"[{first}]" if first else "(?!)"), re.compile(plain)
+    beginning = "|".join(_cut_trees(markers, KNOWN_BY)) or "(?!)"
+    return re.compile(_tree(markers)), re.compile(beginning), re.compile(plain)
 
 
 def _tree(texts: Sequence[str], depth: int = 0) -> str:
@@ -83,3 +86,14 @@ def _tree(texts: Sequence[str], depth: int = 0) -> str:
     if not rests[0]:
         ways.append("")
     return re.escape(stem) + (f"(?:{'|'.join(ways)})" if len(ways) > 1 else ways[0])
+
+
+def _cut_trees(texts: Sequence[str], length: int) -> Iterator[str]:
+    """Patterns for `length` characters that one of `texts` (sorted) begins with, or fewer at the end of all,
+    but one at least."""
+    for first, group in groupby(filter(None, texts), key=lambda text: text[0]):
+        if length == 1:
+            yield re.escape(first)
+        else:
+            ways = [*_cut_trees([text[1:] for text in group], length - 1), r"\Z"]
+            yield re.escape(first) + f"(?:{'|'.join(ways)})"

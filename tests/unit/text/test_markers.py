@@ -16,6 +16,24 @@ def test_a_second_scanner_of_the_same_markers_costs_nothing(monkeypatch: pytest.
     assert MarkerScanner(reversed(texts)).scan("a</think>b") == first.scan("a</think>b") == (1, "</think>")
 
 
+def test_characters_that_only_begin_like_a_marker_are_passed_over_in_bulk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Code is full of them; what a pattern does not decide is compared in Python, place by place."""
+    compared: list[str] = []
+    is_beginning = MarkerScanner._is_beginning
+
+    def count(scanner: MarkerScanner, text: str) -> bool:
+        compared.append(text)
+        return is_beginning(scanner, text)
+
+    monkeypatch.setattr(MarkerScanner, "_is_beginning", count)
+    scanner = MarkerScanner(("<|reserved_special_token_0|><tool_call>", "</think>"))
+    assert scanner.scan("<" * 60) == (59, "") and scanner.scan("a < b, <c> </p> <|x") == (19, "")
+    assert compared == ["<"]
+    assert scanner.scan("<|re</th") == (4, "")
+
+
 @pytest.mark.parametrize(
     "texts",
     [["<" + "long" * 500 + ">", "<" + "long" * 400 + "er>"], ["a" * length for length in range(1, 500)]],
