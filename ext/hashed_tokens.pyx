@@ -139,9 +139,12 @@ cdef class HashedTokens:
                 )
                 block += 1
 
-    def token_ids(self, Py_ssize_t start, Py_ssize_t stop):
-        """Tokens start … stop - 1; those that there are."""
-        return [self.tokens[index] for index in range(max(start, 0), min(stop, self.num_tokens))]
+    def token_bytes(self, Py_ssize_t start, Py_ssize_t stop):
+        """Tokens start … stop - 1, those that there are, as int32."""
+        start, stop = max(start, 0), min(stop, self.num_tokens)
+        if start >= stop:
+            return b""
+        return PyBytes_FromStringAndSize(<char*> (self.tokens + start), (stop - start) * sizeof(int32_t))
 
     def block_hash(self, Py_ssize_t index):
         """16 bytes: the chained hash of full block `index`; -1 is the salt. IndexError beyond."""

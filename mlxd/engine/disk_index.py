@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxd.step import StoredBlock
@@ -40,12 +41,19 @@ class DiskIndex:
     def __contains__(self, key: bytes) -> bool:
         return key in self._entries
 
-    def find(self, key: bytes, token_ids: bytes) -> StoredBlock | None:
-        """The block of this key if it is on disk and has these tokens, int32."""
-        entry = self._entries.get(key)
-        if entry is None or not entry.stored or entry.block.token_ids != token_ids:
-            return None
-        return entry.block
+    def find(self, keys: Sequence[bytes], token_ids: bytes) -> list[StoredBlock]:
+        """The blocks of a path with these keys, as far as they are on disk and have these tokens, int32."""
+        blocks: list[StoredBlock] = []
+        get, size = self._entries.get, len(token_ids) // max(1, len(keys))
+        start = 0
+        for key in keys:
+            entry = get(key)
+            end = start + size
+            if entry is None or not entry.stored or entry.block.token_ids != token_ids[start:end]:
+                break
+            blocks.append(entry.block)
+            start = end
+        return blocks
 
     def add_found(self, block: StoredBlock) -> None:
         """A block that was on disk before; they come last used first."""
@@ -70,12 +78,14 @@ class DiskIndex:
 
     def touch(self, keys: list[bytes]) -> None:
         """A path, or its beginning, was used. Unknown keys are passed over."""
-        self._now += 1
+        self._now = now = self._now + 1
+        get, num_children = self._entries.get, self._num_children
         for key in keys:
-            entry = self._entries.get(key)
+            entry = get(key)
             if entry is not None:
-                entry.last_used = self._now
-                self._push_end(key, entry)
+                entry.last_used = now
+                if key not in num_children:  # asked here too: most are not, and there may be many thousands
+                    self._push_end(key, entry)
 
     def remove(self, key: bytes) -> bool:
         """Forget a block; False if it is not known."""

@@ -10,7 +10,6 @@ the tier rests for a while, and the engine goes on with what is in memory.
 from __future__ import annotations
 
 import logging
-from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -43,7 +42,6 @@ REST_SECONDS = 60.0
 FETCH_TIMEOUT_SECONDS = 10.0
 """after which a disk that says nothing is given up"""
 READ_FAULTS = frozenset({"read", "slow"})
-INT32_BYTES = 4
 
 
 class DiskTier:
@@ -83,10 +81,11 @@ class DiskTier:
     def offer(self, tokens: HashedTokens, first: int, block_ids: Sequence[int]) -> None:
         """Blocks `first` … of `tokens` are filled and cached."""
         parent = tokens.block_hash(first - 1)
+        size = self._block_size
         for index, block_id in enumerate(block_ids, first):
             key = tokens.block_hash(index)
             if key not in self.index:
-                token_ids = self._token_bytes(tokens, index, index + 1)
+                token_ids = tokens.token_bytes(index * size, (index + 1) * size)
                 self._offered[key] = StoredBlock(key, parent, token_ids), block_id, index == 0
             parent = key
         while len(self._offered) > self._max_offered:
@@ -145,20 +144,12 @@ class DiskTier:
         """
         if now < self._restores_rest_until or request in self._restored or not self.index.num_stored:
             return False
-        blocks: list[StoredBlock] = []
-        stop = (tokens.num_tokens - 1) // self._block_size
-        size = INT32_BYTES * self._block_size
-        token_ids = b""
-        for index in range(start, stop):
-            key = tokens.block_hash(index)
-            if key not in self.index:
-                break
-            token_ids = token_ids or self._token_bytes(tokens, start, stop)
-            at = (index - start) * size
-            block = self.index.find(key, token_ids[at : at + size])
-            if block is None:
-                break
-            blocks.append(block)
+        size = self._block_size
+        stop = (tokens.num_tokens - 1) // size
+        if start >= stop or tokens.block_hash(start) not in self.index:
+            return False
+        keys = [tokens.block_hash(index) for index in range(start, stop)]
+        blocks = self.index.find(keys, tokens.token_bytes(start * size, stop * size))
         if not blocks:
             return False
         if self._restores.add(request, tokens, start, blocks):
@@ -249,11 +240,6 @@ class DiskTier:
     def _rest_restores(self, errors: dict[str, int], now: float) -> None:
         self._restores_rest_until = now + REST_SECONDS
         _warn("read from", errors)
-
-    def _token_bytes(self, tokens: HashedTokens, first: int, stop: int) -> bytes:
-        """int32, of blocks `first` … `stop` - 1."""
-        block_size = self._block_size
-        return array("i", tokens.token_ids(first * block_size, stop * block_size)).tobytes()
 
 
 def _warn(action: str, errors: dict[str, int]) -> None:

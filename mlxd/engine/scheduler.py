@@ -23,7 +23,7 @@ from mlxd.step import MIN_PROMPT_ROWS
 MAX_ADMITTED_TOKENS = 1 << 17
 """of newcomers in one step, unless one has more. To hash them, look them up and give them their blocks takes
 about a millisecond for 100,000, also where all are cached, and meanwhile nobody gets a token. To set those
-aside that wait for the disk takes ten."""
+aside that wait for the disk takes 2.5."""
 
 
 class Scheduler:

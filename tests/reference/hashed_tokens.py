@@ -66,8 +66,9 @@ class HashedTokens:
     def block(self, index: int) -> list[int]:
         return self.tokens[index * self.block_size : (index + 1) * self.block_size]
 
-    def token_ids(self, start: int, stop: int) -> list[int]:
-        return self.tokens[max(start, 0) : max(stop, 0)]
+    def token_bytes(self, start: int, stop: int) -> bytes:
+        tokens = self.tokens[max(start, 0) : max(stop, 0)]
+        return struct.pack(f"={len(tokens)}i", *tokens)
 
     def block_hash(self, index: int) -> bytes:
         if not -1 <= index < self.num_blocks:

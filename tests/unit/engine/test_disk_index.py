@@ -28,7 +28,7 @@ def test_ends_of_paths_go_in_the_order_of_their_last_use(seed: int) -> None:
         parent = rng.choice([0, *parents, *list(parents)[-3:]])
         stored = block(number, parent)
         index.add_storing(stored)
-        assert index.find(stored.key, b"t") is None
+        assert index.find([stored.key], b"t") == []
         assert index.mark_stored(stored.key) and not index.mark_stored(stored.key)
         parents[number], last_used[number] = parent, now
         if rng.random() < 0.5:
@@ -48,15 +48,29 @@ def test_ends_of_paths_go_in_the_order_of_their_last_use(seed: int) -> None:
             assert last_used[gone] == oldest
             del parents[gone], last_used[gone]
         assert len(index) == index.num_stored == len(parents) <= 12
-        assert all(index.find(block(n).key, b"t") == block(n, parents[n]) for n in parents)
+        assert all(index.find([block(n).key], b"t") == [block(n, parents[n])] for n in parents)
 
 
 def test_a_hit_is_verified() -> None:
     index = DiskIndex(4)
     index.add_found(block(1))
-    assert index.find(block(1).key, b"t") == block(1)
-    assert index.find(block(1).key, b"u") is None
-    assert index.find(block(2).key, b"t") is None
+    assert index.find([block(1).key], b"t") == [block(1)]
+    assert index.find([block(1).key], b"u") == []
+    assert index.find([block(2).key], b"t") == []
+
+
+def test_a_path_is_found_as_far_as_it_is_stored_and_right() -> None:
+    index = DiskIndex(9)
+    path = [block(number, number - 1) for number in range(1, 6)]
+    for item in path[:4]:
+        index.add_storing(item)
+    for item in path[:3]:
+        index.mark_stored(item.key)
+    keys = [item.key for item in path]
+    assert index.find(keys, b"ttttt") == path[:3]
+    assert index.find(keys, b"tuttt") == path[:1]
+    assert index.find(keys[1:2], b"t") == path[1:2]
+    assert index.find([], b"") == []
 
 
 def test_found_blocks_are_older_than_new_ones_and_last_used_first() -> None:
