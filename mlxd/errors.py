@@ -3,7 +3,7 @@
 It does not know the dialects: api/openai and api/anthropic put these into their own bodies.
 
     MlxdError
-    ├── ConfigError                 the operator's mistake; the process exits with 2
+    ├── ConfigError                 the operator's mistake; the server exits with 2
     ├── RequestError                the client's mistake (4xx)
     │   ├── InvalidRequestError     400
     │   │   └── ContextLengthExceeded
@@ -16,7 +16,7 @@ It does not know the dialects: api/openai and api/anthropic put these into their
     │   ├── PayloadTooLargeError    413
     │   ├── UnsupportedMediaTypeError 415
     │   ├── RateLimitError          429
-    │   └── ClientClosedRequest     499  (never sent; logs and metrics)
+    │   └── ClientClosedRequest     499  (sent only to who cancelled by id; else logs and metrics)
     └── ServerError                 ours (5xx)
         ├── InternalError           500
         │   └── WorkerError         the worker died or refused

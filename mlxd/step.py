@@ -420,7 +420,8 @@ class Heartbeat(Message, frozen=True, tag="beat"):
 
 
 class WorkerFailure(Message, frozen=True, tag="failure"):
-    """The worker is about to exit. `fatal`: a restart would fail in the same way (no such model, …)."""
+    """The worker is about to exit. `fatal`: the operator must change something (no such model, …), so a
+    restart would fail in the same way."""
 
     message: str
     fatal: bool

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from mlxd.cli import EXIT_USAGE
 from mlxd.cli.serve import is_exposed, memory_line
 from mlxd.cli.settings import masked, resolve_secrets
 from mlxd.cli.worker_tool import ToolError, run_tool
@@ -22,7 +23,7 @@ PLAN_MODULE = "mlxd.worker.plan"
 
 
 def run_check(config: Config) -> int:
-    """Prints to standard output. Returns 0, or 1 when the plan does not fit. Raises ConfigError."""
+    """Prints to standard output. Returns 0, or 2 when the server could not start so. Raises ConfigError."""
     resolve_secrets(config, os.environ)
     print(yaml.safe_dump(masked(config), sort_keys=False, allow_unicode=True), end="")
     if is_exposed(config):
@@ -33,7 +34,7 @@ def run_check(config: Config) -> int:
     lines, fits = plan_lines(config)
     for line in lines:
         print(f"# {line}")
-    return 0 if fits else 1
+    return 0 if fits else EXIT_USAGE
 
 
 def plan_lines(config: Config) -> tuple[list[str], bool]:

@@ -18,9 +18,11 @@ from collections.abc import Callable
 from typing import TextIO
 
 from mlxd import log
+from mlxd.cli import EXIT_FAILURE, EXIT_USAGE
 from mlxd.cli.progress import LogProgress, ProgressView, progress_view
 from mlxd.cli.settings import resolve_secrets
 from mlxd.config import Config
+from mlxd.errors import ConfigError, MlxdError
 from mlxd.step import EmbedderReady, MemoryPlan, WorkerReady
 
 logger = logging.getLogger(__name__)
@@ -66,7 +68,7 @@ def run_serve(config: Config, *, show_example: bool) -> int:
             config,
             on_progress=LogProgress(time.monotonic, "embedding model:").update,
             on_ready=announcer.embedder_ready,
-            on_failed=announcer.failed,
+            on_failed=announcer.embedder_failed,
         )
     app = create_app(config, engine, embedding_engine)
     try:
@@ -81,14 +83,18 @@ def run_serve(config: Config, *, show_example: bool) -> int:
     except OSError as error:
         where = config.server.unix_socket or f"{config.server.host}:{config.server.port}"
         logger.error("cannot listen on %s: %s", where, error.strerror or error)
-        return 1
+        return EXIT_FAILURE
     finally:
         view.close()
-    return 1 if announcer.has_failed else code
+    return announcer.exit_code or code
 
 
 class Announcer:
-    """Says where the server listens; when the model is loaded, what it holds; when it cannot be, why."""
+    """Says where the server listens; when the model is loaded, what it holds; when it cannot be, why.
+
+    `exit_code` is 0, or what the server has to end with because there is no worker: 2 where the operator has
+    to change something first, so that no supervisor starts it again and again.
+    """
 
     def __init__(
         self,
@@ -99,7 +105,7 @@ class Announcer:
         show_example: bool,
         stop: Callable[[], None] = lambda: signal.raise_signal(signal.SIGTERM),
     ) -> None:
-        self.has_failed = False
+        self.exit_code = 0
         self._config = config
         self._view = view
         self._out = out
@@ -140,9 +146,16 @@ class Announcer:
             logger.warning("%s", warning)
         self._print_when_complete()
 
-    def failed(self, reason: str) -> None:
+    def failed(self, error: MlxdError) -> None:
         """There will be no worker (the engine has logged why): ends the server, as a signal would."""
-        self.has_failed = True
+        self._fail(error, str(error))
+
+    def embedder_failed(self, error: MlxdError) -> None:
+        """There will be no embedding worker: ends the server too."""
+        self._fail(error, f"the embedding model: {error}")
+
+    def _fail(self, error: MlxdError, reason: str) -> None:
+        self.exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
         self._view.close()
         logger.error("stopping: %s", reason)
         self._stop()

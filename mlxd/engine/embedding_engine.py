@@ -28,6 +28,7 @@ from mlxd.errors import (
     GenerationTimeout,
     HTTPStatusError,
     InternalError,
+    MlxdError,
     NotReadyError,
     OverloadedError,
     WorkerError,
@@ -72,7 +73,7 @@ class EmbeddingEngine:
     """One model, one worker, many requests, which take turns batch by batch.
 
     `on_progress` is told of loading; `on_ready` when requests are welcome (again); `on_failed` when there
-    will be no worker any more.
+    will be no worker any more (a ConfigError: because of what the operator can change).
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class EmbeddingEngine:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_ready: Callable[[EmbedderReady], None] | None = None,
-        on_failed: Callable[[str], None] | None = None,
+        on_failed: Callable[[MlxdError], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         make_executor: MakeExecutor = start_embedder,
     ) -> None:
@@ -220,7 +221,7 @@ class EmbeddingEngine:
         self.info = info
         self._become_ready()
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self) -> None:
         lost: dict[Job, list[int]] = {}
         for batch in self._in_flight:
             for job, index in batch.rows:
@@ -238,11 +239,11 @@ class EmbeddingEngine:
                 job.pending = sorted([*job.pending, *indices], key=job.length)
                 self._queue.add(job)
 
-    def on_worker_failed(self, reason: str) -> None:
+    def on_worker_failed(self, error: MlxdError) -> None:
         self._in_flight.clear()
         self.abort_all(NotReadyError("the embedding worker failed", retry_after=60))
         if not self.is_loaded and self._tell_failed is not None:
-            self._tell_failed(f"the embedding model: {reason}")
+            self._tell_failed(error)
 
     def on_result(self, result: EmbedResult) -> None:
         batch = self._in_flight.popleft() if self._in_flight else None
@@ -277,7 +278,8 @@ class EmbeddingEngine:
         except Exception as error:
             logger.exception("the embedding model's tokenizer cannot be loaded")
             if self._tell_failed is not None:
-                self._tell_failed(f"the embedding model: {error}")
+                unknown = InternalError("its tokenizer cannot be loaded")
+                self._tell_failed(error if isinstance(error, MlxdError) else unknown)
             return
         self._become_ready()
 

@@ -34,7 +34,7 @@ from mlxd.engine.step_pump import StepPump
 from mlxd.engine.stream import OutputStream
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
 from mlxd.engine.worker_deaths import count_death
-from mlxd.errors import GenerationTimeout, MlxdError, NotReadyError
+from mlxd.errors import GenerationTimeout, InternalError, MlxdError, NotReadyError
 from mlxd.step import DiskReport, Heartbeat, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
 from mlxd.text.model_files import ModelFiles
@@ -50,7 +50,7 @@ class Engine:
     """One model, one worker, many requests.
 
     `on_progress` is told of loading; `on_ready` when requests are welcome (again); `on_failed` when there
-    will be no worker any more.
+    will be no worker any more (a ConfigError: because of what the operator can change).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Engine:
         *,
         on_progress: Callable[[Progress], None] | None = None,
         on_ready: Callable[[WorkerReady], None] | None = None,
-        on_failed: Callable[[str], None] | None = None,
+        on_failed: Callable[[MlxdError], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         draw_seed: Callable[[], int] = lambda: random.getrandbits(63),
         make_executor: MakeExecutor = ProcessExecutor,
@@ -346,7 +346,7 @@ class Engine:
         )
         self._become_ready()
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self) -> None:
         pump, self._pump = self._pump, None
         if pump is None:
             return
@@ -362,12 +362,12 @@ class Engine:
             request.lose_worker()
             self._waiting_for_worker.append(request)
 
-    def on_worker_failed(self, reason: str) -> None:
-        self.on_worker_lost(reason)
+    def on_worker_failed(self, error: MlxdError) -> None:
+        self.on_worker_lost()
         self.abort_all(NotReadyError("the model worker failed", retry_after=60))
         self._news.set()
         if self._tell_failed is not None:
-            self._tell_failed(reason)
+            self._tell_failed(error)
 
     def on_result(self, result: StepResult) -> None:
         if self._pump is None or not self._pump.on_result(result):
@@ -383,11 +383,11 @@ class Engine:
         try:
             files, tokenizer = await asyncio.to_thread(self._read_text, path)
         except MlxdError as error:
-            self._fail_load(str(error))
+            self._fail_load(error)
             return
         except Exception:
             logger.exception("could not read the model's tokenizer")
-            self._fail_load("the model's tokenizer could not be read")
+            self._fail_load(InternalError("the model's tokenizer could not be read"))
             return
         self.files, self.tokenizer = files, tokenizer
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
@@ -398,10 +398,10 @@ class Engine:
         files = ModelFiles.read(path, self.config.model.chat_template)
         return files, Tokenizer.load(files, trust_remote_code=self.config.model.trust_remote_code)
 
-    def _fail_load(self, reason: str) -> None:
-        logger.error("%s", reason)
+    def _fail_load(self, error: MlxdError) -> None:
+        logger.error("%s", error)
         if self._tell_failed is not None:
-            self._tell_failed(reason)
+            self._tell_failed(error)
 
     def _become_ready(self) -> None:
         if self.scheduler is not None and self.tokenizer is not None and self.info is not None:

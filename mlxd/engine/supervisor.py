@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from mlxd.config import Config
 from mlxd.engine.executor import Executor, ProcessExecutor
+from mlxd.errors import ConfigError, MlxdError, WorkerError
 from mlxd.step import (
     BlocksFetched,
     BlocksFound,
@@ -62,11 +63,11 @@ class WorkerListener(Protocol[Ready_contra, Result_contra]):
 
     def on_result(self, result: Result_contra, /) -> None: ...
 
-    def on_worker_lost(self, reason: str) -> None:
+    def on_worker_lost(self) -> None:
         """The worker is gone and a new one is on its way; nothing that was sent to it will be answered."""
 
-    def on_worker_failed(self, reason: str) -> None:
-        """There will be no worker any more."""
+    def on_worker_failed(self, error: MlxdError) -> None:
+        """There will be no worker any more. A ConfigError: none before the operator has changed something."""
 
 
 MakeExecutor = Callable[[Config, Callable[[FromWorker], None], Callable[[int], None]], Executor]
@@ -198,14 +199,14 @@ class WorkerSupervisor(Generic[Ready, Result]):
             self.state = WorkerState.FAILED
             self.failure = reason
             logger.error("worker failed for good: %s", reason)
-            self._listener.on_worker_failed(reason)
+            self._listener.on_worker_failed(ConfigError(reason) if is_fatal else WorkerError(reason))
             return
         self.state = WorkerState.RESTARTING
         delay = RESTART_DELAYS_SECONDS[min(len(self._restarts), len(RESTART_DELAYS_SECONDS) - 1)]
         self._restarts.append(now)
         self.num_restarts += 1
         logger.error("worker lost (%s); starting a new one in %g s", reason, delay)
-        self._listener.on_worker_lost(reason)
+        self._listener.on_worker_lost()
         self._restart_task = asyncio.get_running_loop().create_task(self._respawn(delay))
 
     async def _respawn(self, delay: float) -> None:

@@ -24,7 +24,7 @@ class Backend(StepRunner, Protocol):
     def load(self) -> WorkerReady:
         """Gets everything ready, sending Progress and ModelFiles on the way.
 
-        ConfigError: the operator must change something. WorkerError: another try may help.
+        WorkerError: another try may help. Any other MlxdError: the operator must change something.
         """
 
     def memory(self) -> MemoryUse:

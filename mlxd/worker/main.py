@@ -21,7 +21,7 @@ import msgspec
 
 from mlxd import log
 from mlxd.config import Config
-from mlxd.errors import ConfigError, MlxdError, WorkerError
+from mlxd.errors import MlxdError, WorkerError
 from mlxd.step import PROTOCOL_VERSION, ToWorker, WorkerFailure, WorkerInit
 from mlxd.worker.backend import Backend, Send
 from mlxd.worker.channel import Channel
@@ -32,7 +32,7 @@ from mlxd.worker.step_loop import StepLoop
 if TYPE_CHECKING:
     from mlxd.worker.embeddings.backend import EmbeddingBackend
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("mlxd.worker.main")  # whose own name is __main__
 
 PR_SET_PDEATHSIG = 1
 
@@ -97,13 +97,14 @@ def run(channel: Channel[ToWorker]) -> int:
 
 
 def read_init(message: ToWorker) -> Config:
-    """The configuration in the first message. ConfigError when front and worker are of different versions."""
+    """The configuration in the first message. WorkerError when front and worker are of different versions:
+    mlxd was installed anew, and another start of the server is all it takes."""
     if not isinstance(message, WorkerInit) or message.protocol_version != PROTOCOL_VERSION:
-        raise ConfigError(f"the server does not speak the worker's protocol {PROTOCOL_VERSION}: restart it")
+        raise WorkerError(f"the server does not speak the worker's protocol {PROTOCOL_VERSION}: restart it")
     try:
         return msgspec.convert(message.config, Config)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"the worker does not understand the configuration: {error}") from None
+        raise WorkerError(f"the worker does not understand the configuration: {error}") from None
 
 
 def make_backend(config: Config, send: Send) -> Backend:

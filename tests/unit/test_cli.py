@@ -351,7 +351,7 @@ class TestCheck:
         ("answer", "code", "expected"),
         [
             ({"error": "not on disk", "fatal": False}, 0, "# memory plan: not on disk"),
-            ({"error": "needs 9 GB of 8", "fatal": True}, 1, "# memory plan: needs 9 GB of 8"),
+            ({"error": "needs 9 GB of 8", "fatal": True}, 2, "# memory plan: needs 9 GB of 8"),
             (worker_tool.ToolError("it broke"), 0, "# memory plan: not known: it broke"),
         ],
     )

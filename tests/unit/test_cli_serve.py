@@ -16,7 +16,7 @@ import pytest
 from mlxd.cli import serve
 from mlxd.cli.progress import LogProgress, TerminalProgress, amount, progress_view
 from mlxd.config import ApiKeyConfig, Config, EmbeddingsConfig, LimitsConfig, ModelConfig, ServerConfig
-from mlxd.errors import ConfigError
+from mlxd.errors import ConfigError, MlxdError, WorkerError
 from mlxd.step import EmbedderReady, MemoryPlan, Progress, WorkerReady
 
 MEMORY = MemoryPlan(8_000_000_000, 540_000_000, 60_000_000, 1_200_000_000, 46_080)
@@ -113,11 +113,16 @@ class TestAnnouncer:
         announcer.ready(ready(warnings=("the kernel is off",)))
         assert "the kernel is off" in caplog.text
 
-    def test_a_failure_stops_the_server(self, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(("error", "code"), [(ConfigError("no such model"), 2), (WorkerError("gone"), 1)])
+    def test_a_failure_stops_the_server(
+        self, error: MlxdError, code: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
         announcer, out = self.make(Config())
-        announcer.failed("no such model")
-        assert announcer.has_failed and self.view.is_closed and self.stops == [1]
-        assert "no such model" in caplog.text
+        announcer.failed(error)
+        assert announcer.exit_code == code and self.view.is_closed and self.stops == [1]
+        announcer.embedder_failed(error)
+        assert announcer.exit_code == code
+        assert caplog.messages == [f"stopping: {error}", f"stopping: the embedding model: {error}"]
         assert out.getvalue() == ""
 
     def test_the_demo_prints_a_command_to_paste(self) -> None:
@@ -242,14 +247,15 @@ class TestRunServe:
         assert serve.run_serve(config, show_example=False) == 1
         assert "cannot listen on 127.0.0.1:80: Address already in use" in caplog.text
 
-    def test_a_worker_that_cannot_start_is_a_failure(self) -> None:
+    @pytest.mark.parametrize(("error", "code"), [(ConfigError("no such model"), 2), (WorkerError("gone"), 1)])
+    def test_the_exit_code_says_whether_another_start_may_help(self, error: MlxdError, code: int) -> None:
         def fail(on_listening: Callable[[str], None]) -> int:
             on_listening("http://x:1")
-            self.seen.callbacks["on_failed"]("no such model")
+            self.seen.callbacks["on_failed"](error)
             return 0
 
         self.seen.server = fail
-        assert serve.run_serve(Config(), show_example=False) == 1
+        assert serve.run_serve(Config(), show_example=False) == code
         assert self.seen.signal == 15
 
 

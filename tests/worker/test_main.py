@@ -224,7 +224,7 @@ def test_a_step_that_raises_ends_the_worker_but_not_for_good(tmp_path: Path) -> 
     ],
 )
 def test_a_front_of_another_version_is_told(message: ToWorker, reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(WorkerError, match=reason):
         read_init(message)
 
 

@@ -25,6 +25,7 @@ from mlxd.config import CacheConfig, Config, ModelConfig, SchedulerConfig, Worke
 from mlxd.engine.engine import Engine
 from mlxd.engine.prefix_report import HitType
 from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
+from mlxd.errors import MlxdError
 from mlxd.step import GrammarSpec, SamplingParams
 from tests.unit.engine.asking import ask, collect
 from tests.unit.engine.conversations import Agents
@@ -54,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def engine(folder: Path, cache: CacheConfig, scheduler: SchedulerConfig) -> AsyncIterator[Engine]:
     """An engine with a worker process of its own, ready; nothing may be left over at the end."""
     ready = asyncio.Event()
-    failures: list[str] = []
+    failures: list[MlxdError] = []
     config = Config(
         model=ModelConfig(path=str(folder)),
         cache=cache,

@@ -14,6 +14,7 @@ from tokenizers.models import WordLevel
 
 from mlxd.config import CacheConfig, Config, SchedulerConfig
 from mlxd.engine.engine import Engine
+from mlxd.errors import MlxdError
 from tests.unit.engine.fake_worker import EOS, VOCAB_SIZE, FakeWorker
 
 
@@ -37,7 +38,7 @@ class Harness:
     def __init__(self, config: Config, folder: Path, **options: Any) -> None:
         self.workers: list[FakeWorker] = []
         self.time = 0.0
-        self.failures: list[str] = []
+        self.failures: list[MlxdError] = []
 
         def make(cfg: Config, on_message: Any, on_exit: Any) -> FakeWorker:
             worker = FakeWorker(cfg, on_message, on_exit, folder=str(folder), **options)

@@ -18,8 +18,10 @@ from mlxd.engine.embedding_engine import EmbeddingEngine
 from mlxd.engine.embedding_input import EmbeddingInput
 from mlxd.engine.embedding_queue import Job
 from mlxd.errors import (
+    ConfigError,
     GenerationTimeout,
     InternalError,
+    MlxdError,
     NotReadyError,
     OverloadedError,
     WorkerError,
@@ -106,7 +108,7 @@ class Harness:
         self.workers: list[FakeEmbedder] = []
         self.poison: int | None = None
         self.ready: list[EmbedderReady] = []
-        self.failures: list[str] = []
+        self.failures: list[MlxdError] = []
         self.progress: list[Progress] = []
 
         def make(config: Config, on_message: Any, on_exit: Any) -> FakeEmbedder:
@@ -298,7 +300,8 @@ def test_a_model_that_cannot_be_loaded_stops_the_server(model_folder: Path, tmp_
         harness.worker.on_message(WorkerFailure("no such model", fatal=True))
         harness.worker.kill()
         await until(lambda: bool(harness.failures))
-        assert harness.failures == ["the embedding model: no such model"]
+        [failure] = harness.failures
+        assert isinstance(failure, ConfigError) and str(failure) == "no such model"
         await harness.engine.stop()
 
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "fake"}))
@@ -306,7 +309,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_server(model_folder: Path, tmp_
         harness = Harness(tmp_path)
         await harness.engine.start()
         await until(lambda: bool(harness.failures))
-        assert harness.failures[0].startswith("the embedding model: ") and not harness.ready
+        assert isinstance(harness.failures[0], ConfigError) and not harness.ready
         await harness.engine.stop()
 
     asyncio.run(main())

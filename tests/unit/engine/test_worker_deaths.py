@@ -14,6 +14,7 @@ from mlxd.engine import scheduler, supervisor
 from mlxd.engine.request import FinishReason
 from mlxd.engine.worker_deaths import MAX_LOST_WORKERS, MAX_WORKER_DEATHS
 from mlxd.errors import (
+    ConfigError,
     NotReadyError,
     WorkerError,
 )
@@ -280,13 +281,32 @@ def test_a_request_that_comes_as_its_worker_dies(harness: Harness) -> None:
     run(main())
 
 
+def test_a_worker_that_dies_too_often_is_no_mistake_of_the_operators(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "RESTART_DELAYS_SECONDS", (0.0,))
+
+    async def main() -> None:
+        async with harness() as h:
+            for number in range(1, h.engine.config.worker.max_restarts + 1):
+                h.worker.die()
+                await h.until(lambda number=number: len(h.workers) > number)
+            h.worker.die()
+            await h.until(lambda: bool(h.failures))
+            [failure] = h.failures
+            assert isinstance(failure, WorkerError)
+
+    run(main())
+
+
 def test_fatal_failure_is_final(harness: Harness) -> None:
     async def main() -> None:
         async with harness() as h:
             h.worker.on_message(WorkerFailure("no such model", fatal=True))
             h.worker.die()
             await h.until(lambda: bool(h.failures))
-            assert h.failures == ["no such model"]
+            [failure] = h.failures
+            assert isinstance(failure, ConfigError) and str(failure) == "no such model"
             with pytest.raises(NotReadyError):
                 h.engine.submit([ask("a", [3])])
             assert len(h.workers) == 1
