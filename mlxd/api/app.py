@@ -120,12 +120,13 @@ class App:
             raise NotImplementedError(f"no {scope['type']} here")
 
     def end_streams(self) -> None:
-        """The shutdown deadline has come: every running answer gets its last, proper frame."""
+        """The shutdown deadline has come: every running answer gets its last, proper frame, and what is about
+        to begin is refused, because it could not be ended so any more."""
         error = NotReadyError("the server is shutting down")
-        self._services.engine.abort_all(error)
+        self._services.engine.end_all(error)
         self._services.active.end_between_streams(error)
         if self._services.embeddings is not None:
-            self._services.embeddings.engine.abort_all(error)
+            self._services.embeddings.engine.end_all(error)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         embeddings = self._services.embeddings

@@ -113,11 +113,15 @@ class EmbeddingEngine:
 
     async def stop(self) -> None:
         """End what runs, stop the worker."""
-        self._stopping = True
-        self.abort_all(NotReadyError("the server is shutting down"))
+        self.end_all(NotReadyError("the server is shutting down"))
         await self.supervisor.stop()
         if self._load_task is not None:
             self._load_task.cancel()
+
+    def end_all(self, error: HTTPStatusError) -> None:
+        """Take no more requests, and end the rest with `error`."""
+        self._stopping = True
+        self.abort_all(error)
 
     def check_ready(self) -> None:
         """Raises NotReadyError with the reason unless requests can be taken."""

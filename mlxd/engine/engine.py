@@ -131,6 +131,12 @@ class Engine:
         if self._load_task is not None:
             self._load_task.cancel()
 
+    def end_all(self, error: MlxdError) -> None:
+        """Take no more requests, not even if their prompts are being read, and end all with `error`."""
+        self._stopping = True
+        self._news.set()
+        self.abort_all(error)
+
     def check_ready(self) -> None:
         """Raises NotReadyError with the reason unless requests can be taken."""
         if self._stopping:

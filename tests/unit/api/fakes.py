@@ -257,6 +257,10 @@ class FakeEngine:
             self._abort(key, None)
         return bool(found)
 
+    def end_all(self, error: MlxdError) -> None:
+        self.not_ready = error
+        self.abort_all(error)
+
     def abort_all(self, error: Exception) -> None:
         for key in list(self._open):
             self._abort(key, error)

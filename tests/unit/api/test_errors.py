@@ -6,6 +6,7 @@ Anthropic's dialect (anthropic/test_messages.py), whose fields are others.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.api.served_model import ServedModel
 from mlxd.errors import NotReadyError
 from tests.unit.api.anthropic.events import read_events
 from tests.unit.api.fakes import sse_json
@@ -281,6 +283,35 @@ def test_what_goes_wrong_while_generating(
     if path == MESSAGES and status == 503:
         status = 529
     assert (line.status, line.error) == (200 if stream else status, code)
+
+
+@BOTH
+@STREAMED
+def test_nothing_begins_once_everything_was_told_to_end(
+    model_folder: Path, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that was being read at the deadline: the answer would be cut off without a word."""
+    encode = ServedModel.encode
+
+    async def scenario(stack: Stack) -> None:
+        reading, done = asyncio.Event(), asyncio.Event()
+
+        async def read_slowly(model: ServedModel, *arguments: Any, **options: Any) -> Any:
+            reading.set()
+            await done.wait()
+            return await encode(model, *arguments, **options)
+
+        monkeypatch.setattr(ServedModel, "encode", read_slowly)
+        client = stack.connect()
+        body = asking(path, stream=stream) | ({"prompt": "t3 t4"} if path == PATH else {})
+        await client.send("POST", path, body)
+        await reading.wait()
+        stack.app.end_streams()
+        done.set()
+        check(path, await client.response(), 503, "overloaded_error", "not_ready")
+        assert not stack.worker.plans
+
+    play(scenario, model_folder, settings())
 
 
 @STREAMED

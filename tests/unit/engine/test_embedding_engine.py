@@ -366,9 +366,11 @@ def test_at_the_end_everybody_is_told(model_folder: Path) -> None:
         h.worker.hold = True
         job = h.submit(text(3))
         await until(lambda: len(h.worker.batches) == 1)
-        h.engine.abort_all(NotReadyError("the server is shutting down"))
+        h.engine.end_all(NotReadyError("the server is shutting down"))
         with pytest.raises(NotReadyError):
             await job.future
+        with pytest.raises(NotReadyError, match="shutting down"):
+            h.submit(text(3))
         h.worker.release()
         await until(lambda: h.engine.num_running == 0)
 
