@@ -305,10 +305,16 @@ class EmbeddingEngine:
             )
 
     def _pump(self) -> None:
-        while self._queue and self.supervisor.state is WorkerState.READY and self._has_room():
+        supervisor = self.supervisor
+        while (
+            self._queue
+            and supervisor.state is WorkerState.READY
+            and supervisor.is_listening
+            and self._has_room()
+        ):
             batch = self._queue.next_batch()
             self._in_flight.append(batch)
-            self.supervisor.send(batch.message())
+            supervisor.send(batch.message())
 
     def _has_room(self) -> bool:
         """Whether the worker may have one more batch. One that is tried again must be alone there."""

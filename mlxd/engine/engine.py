@@ -347,6 +347,7 @@ class Engine:
             self.stats,
             clock=self._clock,
             send=self.supervisor.send,
+            is_listening=lambda: self.supervisor.is_listening,
             on_admitted=self._report_prefix,
             make_room=self.pins.give_way,
         )

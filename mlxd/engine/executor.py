@@ -31,8 +31,12 @@ class Executor(Protocol):
     async def start(self) -> None:
         """Start the worker and send WorkerInit."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the worker still listens. Its socket closes before its process has ended (`on_exit`)."""
+
     def send(self, message: ToWorker) -> None:
-        """Send, in order; silently dropped when the worker is gone (`on_exit` tells)."""
+        """Send, in order; silently dropped when the worker does not listen any more."""
 
     def kill(self) -> None:
         """End the worker now; `on_exit` follows."""
@@ -96,6 +100,10 @@ class ProcessExecutor:
         # The worker runs model code; clients' keys are none of its business.
         config = msgspec.structs.replace(self._config, limits=LimitsConfig())
         self.send(WorkerInit(config=msgspec.to_builtins(config), role=self._role))
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def send(self, message: ToWorker) -> None:
         if self._transport is None or self._transport.is_closing():

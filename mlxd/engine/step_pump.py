@@ -36,6 +36,8 @@ class StepPump:
 
     `on_admitted` is told of each request once the worker has the plan that admits it; `make_room` frees
     blocks for those that no running request will ever make room for, and says whether there were any.
+    `is_listening`: whether the worker still takes plans. None is made that it never sees, or whoever is in it
+    would seem to have had a part in its end.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class StepPump:
         *,
         clock: Callable[[], float],
         send: Callable[[ToWorker], None],
+        is_listening: Callable[[], bool],
         on_admitted: Callable[[Request], None],
         make_room: Callable[[], bool],
     ) -> None:
@@ -54,6 +57,7 @@ class StepPump:
         self._stats = stats
         self._clock = clock
         self._send = send
+        self._is_listening = is_listening
         self._on_admitted = on_admitted
         self._make_room = make_room
         self._loop = asyncio.get_running_loop()
@@ -86,7 +90,7 @@ class StepPump:
             self._pump_handle.cancel()
             self._pump_handle = None
         scheduler = self.scheduler
-        while len(self._in_flight) < MAX_STEPS_IN_FLIGHT:
+        while len(self._in_flight) < MAX_STEPS_IN_FLIGHT and self._is_listening():
             step = scheduler.schedule(self._clock())
             self._send_to_disk()
             if step is None:

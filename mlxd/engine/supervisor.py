@@ -128,6 +128,11 @@ class WorkerSupervisor(Generic[Ready, Result]):
         if self._executor is not None:
             self._executor.send(message)
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether what is sent now may be answered; not so of a worker whose end is about to be noticed."""
+        return self._executor is not None and self._executor.is_open
+
     def kill(self, reason: str) -> None:
         """End this worker, because of `reason`; a new one is started."""
         logger.error("killing the worker: %s", reason)

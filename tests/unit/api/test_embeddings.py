@@ -57,6 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class FakeEmbedder:
     """A vector counts the tokens 4 to 7 of its text, a cross-encoder's score the 4s of the second text."""
 
+    is_open = True
+
     def __init__(self, on_message: Any, folder: Path, *, cross: bool) -> None:
         self.on_message, self.folder, self.cross = on_message, folder, cross
         self.batches: list[EmbedBatch] = []

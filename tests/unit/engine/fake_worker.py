@@ -140,6 +140,10 @@ class FakeWorker:
         self._held: deque[StepResult] = deque()
         self.pid = 1
 
+    @property
+    def is_open(self) -> bool:
+        return self.alive
+
     async def start(self) -> None:
         self.send(WorkerInit(config={}))
 

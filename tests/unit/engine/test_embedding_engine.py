@@ -59,6 +59,10 @@ class FakeEmbedder:
         """a token that kills the worker"""
         self.alive = True
 
+    @property
+    def is_open(self) -> bool:
+        return self.alive
+
     async def start(self) -> None:
         self.later(Progress("load", 1, 2))
         self.later(ModelFiles(str(self.folder)))
@@ -249,6 +253,20 @@ def test_a_workers_death_costs_nobody_his_answer(model_folder: Path) -> None:
         assert all(len({row[0] for row in batch}) == 1 for batch in h.worker.batches)
 
     play(model_folder, script, max_batch_tokens=16)
+
+
+def test_who_comes_between_a_death_and_its_notice_is_not_tried_alone(model_folder: Path) -> None:
+    async def script(h: Harness) -> None:
+        h.worker.alive = False
+        jobs = [h.submit(text(3, 2)), h.submit(text(3, 4))]
+        await until(lambda: h.engine.num_waiting == 2)
+        await asyncio.sleep(0)
+        h.worker.on_exit(-11)
+        for job, token in zip(jobs, (2, 4), strict=True):
+            assert (await job.future).tolist() == [vector(text(3, token))]
+        assert [job.num_attempts for job in jobs] == [1, 1] and len(h.worker.batches) == 1
+
+    play(model_folder, script)
 
 
 def test_what_kills_the_worker_twice_fails_alone(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

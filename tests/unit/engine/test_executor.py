@@ -72,7 +72,12 @@ def test_death_is_noticed_once() -> None:
     async def main() -> None:
         exits: list[int] = []
         executor, _ = await started(exits.append)
+        assert executor.is_open
         executor.kill()
+        async with asyncio.timeout(10):
+            while executor.is_open:
+                await asyncio.sleep(0)
+        assert not exits, "the socket closes first"
         async with asyncio.timeout(10):
             while not exits:
                 await asyncio.sleep(0.01)

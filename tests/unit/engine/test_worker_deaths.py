@@ -21,6 +21,7 @@ from mlxd.errors import (
 from mlxd.step import WorkerFailure
 from tests.unit.engine.asking import ask, collect, endless, prompt_of, run
 from tests.unit.engine.fake_worker import FakeWorker, generate
+from tests.wire.harness import settle
 
 Harness = Callable[..., Any]
 
@@ -295,6 +296,27 @@ def test_a_worker_that_dies_too_often_is_no_mistake_of_the_operators(
             await h.until(lambda: bool(h.failures))
             [failure] = h.failures
             assert isinstance(failure, WorkerError)
+
+    run(main())
+
+
+def test_who_comes_between_a_death_and_its_notice_is_no_suspect(harness: Harness) -> None:
+    """The socket closes, and it takes a while until the process has ended. Who was there is the suspect."""
+
+    async def main() -> None:
+        async with harness() as h:
+            h.worker.hold = True
+            first = h.engine.submit([ask("first", [3, 4], 1)])  # one step: there is room for another
+            await h.until(lambda: len(h.worker.plans) == 1)
+            h.worker.alive = False
+            late = h.engine.submit([ask("late", [5, 6], 20, ignore_eos=True)])
+            await settle()
+            there, newcomer = h.engine.requests()
+            h.worker.on_exit(-11)
+            assert (there.num_worker_deaths, there.num_lost_workers) == (1, 1)
+            assert (newcomer.num_worker_deaths, newcomer.num_lost_workers) == (0, 0)
+            assert (await collect(first))[0].token_ids == generate([3, 4], 1)
+            assert (await collect(late))[0].token_ids == endless([5, 6], 20)
 
     run(main())
 
