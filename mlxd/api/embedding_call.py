@@ -32,7 +32,7 @@ def embedding_model(services: Services) -> EmbeddingModel:
 
 
 class EmbeddingCall:
-    """What `ActiveRequests` needs to end it."""
+    """It, as a Cancellable for ActiveGenerations."""
 
     __slots__ = ("_engine", "_job", "client_name", "ids")
 

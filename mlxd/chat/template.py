@@ -37,9 +37,8 @@ class SpecialTokens(Protocol):
 class ChatTemplate:
     """A model's chat template, compiled once. Rendering is safe from several threads.
 
-    `supports_tools`, `supports_calls` (calls and their results in the history), `supports_system` and
-    `supports_parts` (a user's content as a list of parts) are found out at load, by rendering small
-    conversations. `source` is all of its Jinja text.
+    `supports_tools`, `supports_calls` (calls and their results in the history) and `supports_system` are
+    found out at load, by rendering small conversations. `source` is all of its Jinja text.
     """
 
     __slots__ = (
@@ -48,7 +47,6 @@ class ChatTemplate:
         "_variables",
         "source",
         "supports_calls",
-        "supports_parts",
         "supports_system",
         "supports_tools",
     )
@@ -66,7 +64,6 @@ class ChatTemplate:
         self.source = "\n".join(templates.values())
         probe = TemplateProbe(self._render)
         self._style = probe.style(knows_developer=any("developer" in text for text in templates.values()))
-        self.supports_parts = "user" in self._style.part_roles
         self.supports_system = probe.supports_system(self._style)
         self.supports_tools = probe.supports_tools(self._style)
         self.supports_calls = probe.supports_calls(self._style)

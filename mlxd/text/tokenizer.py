@@ -123,14 +123,6 @@ class Tokenizer:
         [ids] = self.encode_batch([text], add_special_tokens)
         return ids
 
-    def encode_chat(self, prompt: str) -> list[int]:
-        """Token ids of a rendered chat template: it has written all special tokens itself, BOS included.
-
-        The same as transformers, vLLM and mlx-lm's server: nothing is added, also where a template leaves
-        BOS out.
-        """
-        return self.encode(prompt, add_special_tokens=False)
-
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
         """`encode` of each text, on all cores; the GIL is free meanwhile."""
         try:

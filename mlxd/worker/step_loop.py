@@ -6,7 +6,6 @@ It does not know MLX: a step runner is anything that can launch a plan.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,6 @@ import msgspec
 from mlxd.step import DiskRequest, Flush, Message, Shutdown, StepPlan, StepResult, ToWorker
 from mlxd.worker.channel import Channel, ProtocolError
 from mlxd.worker.heartbeat import Activity
-
-logger = logging.getLogger(__name__)
 
 
 class PendingStep(Protocol):

@@ -161,11 +161,6 @@ def _assistant_message(blocks: Sequence[Block], tool_names: dict[str, str]) -> T
     return message
 
 
-def _tool_call(block: ToolUseBlock) -> dict[str, Any]:
-    function = {"name": block.name, "arguments": block.input or {}}
-    return {"id": block.id, "type": "function", "function": function}
-
-
 def _tool_messages(blocks: Sequence[Block], tool_names: dict[str, str]) -> list[TemplateMessage]:
     messages: list[TemplateMessage] = []
     for block in blocks:

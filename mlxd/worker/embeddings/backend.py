@@ -6,7 +6,6 @@ It does not know the socket. Imports MLX, so platform.prepare() must have run.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,6 @@ from mlxd.worker.memory import check_weights_fit
 from mlxd.worker.mlx_backend import versions
 from mlxd.worker.model_source import resolve_model
 from mlxd.worker.step_loop import MemoryUse
-
-logger = logging.getLogger(__name__)
 
 KEY = "embeddings.model"
 

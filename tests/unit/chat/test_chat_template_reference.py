@@ -219,8 +219,6 @@ def test_what_templates_support_is_found_out(templates: dict[str, ChatTemplate])
     assert tools == {"qwen2_5", "qwen3", "llama3_1", "mistral"}
     no_system = {name for name, template in templates.items() if not template.supports_system}
     assert no_system == {"gemma2"}
-    parts = {name for name, template in templates.items() if template.supports_parts}
-    assert parts == set(PARTS)
 
 
 def test_the_clock_is_what_the_template_sees() -> None:

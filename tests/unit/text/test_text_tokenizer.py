@@ -32,11 +32,10 @@ def save(tokenizer: tokenizers.Tokenizer, folder: Path, **config: object) -> Mod
     return ModelFiles.read(folder)
 
 
-def test_bos_is_added_by_the_post_processor_and_never_to_a_chat(byte_level: Tokenizer) -> None:
+def test_bos_is_added_by_the_post_processor_if_asked_for(byte_level: Tokenizer) -> None:
     bare = byte_level.encode("the cat", add_special_tokens=False)
     assert byte_level.encode("the cat") == [byte_level.bos_token_id, *bare]
-    assert byte_level.encode_chat("<s>the cat") == [byte_level.bos_token_id, *bare]
-    assert byte_level.encode_chat("the cat") == bare
+    assert byte_level.encode("<s>the cat", add_special_tokens=False) == [byte_level.bos_token_id, *bare]
     assert byte_level.encode_batch(["the cat", ""], False) == [bare, []]
     assert byte_level.encode_batch(["the cat"]) == [byte_level.encode("the cat")]
 
