@@ -124,6 +124,8 @@ class Announcer:
     def ready(self, info: WorkerReady) -> None:
         """The worker takes requests: for the first time, or again after a restart."""
         self._view.close()
+        for warning in info.warnings:
+            logger.warning("%s", warning)
         if self._info is not None:
             logger.info("the worker is ready again", extra={"worker_pid": info.pid})
             return
@@ -132,18 +134,16 @@ class Announcer:
         gc.collect()
         gc.freeze()
         gc.set_threshold(COLLECT_AFTER_OBJECTS)
-        for warning in info.warnings:
-            logger.warning("%s", warning)
         self._print_when_complete()
 
     def embedder_ready(self, info: EmbedderReady) -> None:
         """The embedding worker takes requests: for the first time, or again after a restart."""
+        for warning in info.warnings:
+            logger.warning("%s", warning)
         if self._embedder is not None:
             logger.info("the embedding worker is ready again", extra={"worker_pid": info.pid})
             return
         self._embedder = info
-        for warning in info.warnings:
-            logger.warning("%s", warning)
         self._print_when_complete()
 
     def failed(self, error: MlxdError) -> None:

@@ -6,7 +6,6 @@ It does not know the socket. Imports MLX, so platform.prepare() must have run.
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform as host
 from pathlib import Path
@@ -30,8 +29,6 @@ from mlxd.worker.model_source import resolve_model
 from mlxd.worker.runner import PendingStep, Runner, UnsupportedModelError, check_supported, kv_bytes_per_token
 from mlxd.worker.step_loop import MemoryUse
 from mlxd.worker.support import cache_shapes, layer_shapes
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -107,8 +104,6 @@ class MlxBackend:
             )
         mx.clear_cache()
         mx.reset_peak_memory()
-        for warning in warnings:
-            logger.warning("%s", warning)
         self._runner = runner
         return WorkerReady(
             pid=os.getpid(),

@@ -12,7 +12,6 @@ in the front's block bookkeeping shows as a wrong text.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import platform as host
 import time
@@ -49,8 +48,6 @@ from mlxd.worker.model_facts import context_length, read_config, text_config
 from mlxd.worker.model_source import resolve_model
 from mlxd.worker.playback_tokenizer import playback_folder
 from mlxd.worker.step_loop import MemoryUse
-
-logger = logging.getLogger(__name__)
 
 PLAY, END = "<<<play>>>", "<<<end>>>"
 PARAGRAPH = (
@@ -130,8 +127,6 @@ class PlaybackBackend:
             mover=player,
             send=self._send,
         )
-        for warning in warnings:
-            logger.warning("%s", warning)
         return WorkerReady(
             pid=os.getpid(),
             model_type=str(facts["model_type"]),
