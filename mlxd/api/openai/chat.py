@@ -106,7 +106,6 @@ class _Chat:
             services.config,
             model.files,
             model.vocab_size,
-            max_tokens=fields.max_completion_tokens or fields.max_tokens,
             num_logprobs=self._num_logprobs,
         )
         self._envelope = Envelope(

@@ -54,7 +54,6 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         services.config,
         model.files,
         model.vocab_size,
-        max_tokens=fields.max_tokens,
         num_logprobs=fields.logprobs,
     )
     structured = read_structured_output(fields)

@@ -38,8 +38,15 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
 """Fields that ask for what this server cannot do; values that ask for nothing, beside null and false."""
 _REFUSED_IN_CHAT = _REFUSED | {"suffix": _EMPTY}
 """What only a prompt without a template can honour, too."""
-_REFUSED_IN_COMPLETIONS = _REFUSED | {"reasoning_effort": _EMPTY, "thinking_token_budget": ()}
-"""What only a chat template can honour, too."""
+_REFUSED_IN_COMPLETIONS = _REFUSED | {
+    "reasoning_effort": _EMPTY,
+    "thinking_token_budget": (),
+    "enable_thinking": (),
+    "chat_template_kwargs": _EMPTY,
+    "tools": _EMPTY,
+    "top_logprobs": (0,),
+}
+"""What only a chat has: a template, calls, and the alternatives beside `logprobs`, too."""
 
 
 def refuse_unsupported(fields: GenerationFields) -> None:
@@ -71,16 +78,16 @@ def plan_sequences(
     files: ModelFiles,
     vocab_size: int,
     *,
-    max_tokens: int | None,
     num_logprobs: int | None,
 ) -> SequencePlan:
     """Resolve the fields: request > server default > the model's generation_config > OpenAI's default.
 
-    `max_tokens` is what the request asks for; `num_logprobs` how many alternatives, None for no logprobs.
+    `num_logprobs`: how many alternatives, None for no logprobs.
 
     Raises:
         InvalidRequestError: naming the field that is out of range or contradicts another.
     """
+    max_tokens = fields.max_completion_tokens or fields.max_tokens
     if max_tokens is None:
         max_tokens = config.defaults.max_tokens
     min_tokens = fields.min_tokens or 0

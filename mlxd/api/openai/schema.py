@@ -48,6 +48,8 @@ class GenerationFields(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    """the newer name of max_tokens, which it wins over"""
     temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: TopK | None = None
@@ -94,8 +96,14 @@ class GenerationFields(msgspec.Struct, kw_only=True):
     suffix: str | None = None
     """of chat, which has none, it is refused"""
     prompt_logprobs: NumLogprobs | None = None
+
+    # Of a chat: what asks for something of a completion is refused.
     reasoning_effort: ReasoningEffort | None = None
     thinking_token_budget: ThinkingBudget | None = None
+    enable_thinking: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
+    top_logprobs: NumLogprobs | None = None
 
     # vLLM's that mlxd has not. Who sends one expects another answer: what asks for something is refused.
     allowed_token_ids: Any = None
@@ -142,17 +150,12 @@ class ChatCompletionRequest(GenerationFields, kw_only=True):
     """POST /v1/chat/completions"""
 
     messages: list[ChatMessage]
-    max_completion_tokens: Count | None = None
     logprobs: bool | None = None
-    top_logprobs: NumLogprobs | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    enable_thinking: bool | None = None
-    tools: list[Any] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    """the last three are checked by chat/tools.py"""
+    """these two and `tools` are checked by chat/tools.py"""
 
     functions: list[Any] | None = None
     function_call: Any = None

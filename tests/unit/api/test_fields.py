@@ -36,6 +36,7 @@ Row = tuple[Any, str, dict[str, Any]]
 BOTH: dict[str, Row] = {
     "model": ("nobody", REFUSED, {}),
     "max_tokens": (7, "max_tokens", {}),
+    "max_completion_tokens": (7, "max_tokens", {"max_tokens": 9}),
     "temperature": (0.3, "sampling.temperature", {}),
     "top_p": (0.5, "sampling.top_p", {}),
     "top_k": (5, "sampling.top_k", {}),
@@ -90,7 +91,6 @@ OF_CHAT: dict[str, Row] = {
     "add_special_tokens": (True, PROMPT, {}),
     "reasoning_effort": ("high", PROMPT, {}),
     "messages": ([{"role": "user", "content": "Yo"}], PROMPT, {}),
-    "max_completion_tokens": (7, "max_tokens", {}),
     "logprobs": (True, "sampling.logprobs", {}),
     "top_logprobs": (3, "sampling.logprobs", {"logprobs": True}),
     "add_generation_prompt": (False, PROMPT, {}),
@@ -113,6 +113,10 @@ OF_CHAT: dict[str, Row] = {
 OF_COMPLETIONS: dict[str, Row] = {
     "add_special_tokens": (False, PROMPT, {}),
     "reasoning_effort": ("high", REFUSED, {}),
+    "enable_thinking": (True, REFUSED, {}),
+    "chat_template_kwargs": ({"shade": "blue"}, REFUSED, {}),
+    "tools": ([TOOL], REFUSED, {}),
+    "top_logprobs": (2, REFUSED, {}),
     "prompt": ("Yo", PROMPT, {}),
     "logprobs": (2, "sampling.logprobs", {}),
 }
