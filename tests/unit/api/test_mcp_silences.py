@@ -120,7 +120,7 @@ def test_a_tool_that_fails_while_a_ping_waits_for_a_client_that_leaves_is_no_bug
         wire.stall.set_result(None)
         await wire.task
 
-    fields = {"messages": USER, "tools": [SUMS], "stream": True, "timeout": 0.02}
+    fields = {"messages": USER, "tools": [SUMS], "stream": True, "timeout": 0.2}
     scene.play(use, json.dumps(fields).encode())
     gc.collect()
     assert scene.unhandled == []
