@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from mlxd.api.http import HTTPRequest
-from mlxd.api.mcp import unless_gone
 from mlxd.api.openai.schema import CacheSalt
 from mlxd.api.services import Services, of_caller
 from mlxd.api.tokenize import PromptFields, encode_prompt
@@ -65,7 +64,7 @@ async def create_pin(request: HTTPRequest, services: Services) -> None:
     ttl = fields.ttl_seconds or DEFAULT_TTL_SECONDS
     pins = services.engine.pins
     pin_id = fields.id or f"pin-{services.new_id()}"
-    pin = await unless_gone(request, pins.pin(pin_id, of_caller(prompt, caller), ttl))
+    pin = await request.unless_gone(pins.pin(pin_id, of_caller(prompt, caller), ttl))
     caller.account.take_tokens(len(token_ids))
     await request.respond_json(200, _pin(pin, services))
 

@@ -65,9 +65,7 @@ async def compute(
     call = EmbeddingCall(response_id, request, engine, job)
 
     async def watch_client() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        request.client_gone = True
+        await request.disconnected()
         call.end(ClientClosedRequest("the client left"))
 
     watcher = asyncio.get_running_loop().create_task(watch_client())

@@ -161,9 +161,7 @@ class Generation:
         self._charge()
 
     async def _watch_client(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
-        self._request.client_gone = True
+        await self._request.disconnected()
         self.end(ClientClosedRequest("the client left"))
 
 

@@ -5,10 +5,11 @@ It does not know routes, dialects or what is served.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, TypedDict
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from typing import Any, TypedDict, TypeVar
 
 import orjson
 
@@ -20,6 +21,8 @@ from mlxd.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+
+T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -176,6 +179,29 @@ class HTTPRequest:
     async def receive(self) -> Message:
         """The next ASGI message."""
         return await self._receive()
+
+    async def disconnected(self) -> None:
+        """Wait until the client has left, and note that it has. For after the body has been read."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+        self.client_gone = True
+
+    async def unless_gone(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` gives; it is cancelled when the client leaves. For after the body has been read.
+
+        Raises ClientClosedRequest then, and what `work` does.
+        """
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(work)
+        watcher = loop.create_task(self.disconnected())
+        try:
+            await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise ClientClosedRequest("the client left")
+        finally:
+            watcher.cancel()
+            task.cancel()
 
     async def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None

@@ -5,20 +5,16 @@ It does not know the protocol; mlxd/mcp does.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from mlxd.api.http import HTTPRequest
 from mlxd.api.services import Services
-from mlxd.errors import ClientClosedRequest, InvalidRequestError, McpError, McpNotConfigured
+from mlxd.errors import InvalidRequestError, McpError, McpNotConfigured
 from mlxd.mcp.connection import McpTool
 from mlxd.mcp.hub import McpHub
 from mlxd.mcp.results import error_result
-
-T = TypeVar("T")
 
 
 class McpExecuteRequest(msgspec.Struct, kw_only=True):
@@ -63,7 +59,7 @@ async def execute_tool(request: HTTPRequest, services: Services) -> None:
     tool = hub.find(name, fields.server)
     problem = None
     try:
-        result = await unless_gone(request, hub.call(tool, fields.arguments or {}))
+        result = await request.unless_gone(hub.call(tool, fields.arguments or {}))
     except McpError as error:
         problem = error.message
         result = error_result(problem)
@@ -80,30 +76,6 @@ async def execute_tool(request: HTTPRequest, services: Services) -> None:
             "error_message": result.text if result.is_error else problem,
         },
     )
-
-
-async def unless_gone(request: HTTPRequest, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives; it is cancelled when the client leaves.
-
-    Raises ClientClosedRequest then. The request's body must have been read.
-    """
-    loop = asyncio.get_running_loop()
-    task = loop.create_task(work)
-    watcher = loop.create_task(_wait_disconnect(request))
-    try:
-        await asyncio.wait([task, watcher], return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        request.client_gone = True
-        raise ClientClosedRequest("the client left")
-    finally:
-        watcher.cancel()
-        task.cancel()
-
-
-async def _wait_disconnect(request: HTTPRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _hub(services: Services) -> McpHub:
