@@ -13,7 +13,9 @@ PREFLIGHT_MAX_AGE_SECONDS = 600
 EXPOSED = b", ".join(
     [
         b"x-request-id",
+        b"request-id",
         b"retry-after",
+        b"x-should-retry",
         *(
             f"x-ratelimit-{what}-{unit}".encode()
             for unit in ("requests", "tokens")

@@ -10,7 +10,7 @@ import pytest
 from mlxd.api.errors import error_response
 from mlxd.errors import NotReadyError, OverloadedError, RateLimitError
 from tests.unit.api.asking import BODY, CHAT, error_of
-from tests.unit.api.fakes import MAX_MODEL_LEN, FakeEngine, call, make_app
+from tests.unit.api.fakes import MAX_MODEL_LEN, TEMPLATE, FakeEngine, call, make_app, with_defaults
 
 # Routes
 
@@ -119,6 +119,19 @@ def test_cors(origins: list[str], origin: str, allowed: str | None) -> None:
     assert preflight.headers.get("access-control-allow-origin") == allowed
     assert answer.headers.get("access-control-allow-origin") == allowed
     assert preflight.headers.get("access-control-allow-headers") == ("authorization" if allowed else None)
+
+
+def test_a_page_may_read_every_header_that_sdks_go_by() -> None:
+    config = {"server": {"cors_origins": ["*"]}, "limits": {"rate_limit": 1, "token_rate_limit": 1000}}
+    engine = FakeEngine(files=with_defaults(chat_templates={"default": TEMPLATE}))
+    engine.refusal = RateLimitError("no more", retry_after=7, headers={"x-should-retry": "false"})
+    body = {**BODY, "model": "default", "max_tokens": 5}
+    answer = call(make_app(engine, config), "POST", "/v1/messages", json=body)
+    assert answer.status_code == 429
+    exposed = set(answer.headers["access-control-expose-headers"].split(", "))
+    safelisted = {"content-type", "content-length", "cache-control"}
+    own = {name for name in answer.headers if not name.startswith("access-control-")}
+    assert own - safelisted == exposed
 
 
 # Errors
