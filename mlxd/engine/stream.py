@@ -30,6 +30,7 @@ class OutputStream:
         "_on_cancel",
         "_on_drained",
         "_ready",
+        "_unread",
         "_waiter",
         "_waits_to_begin",
         "has_begun",
@@ -49,6 +50,8 @@ class OutputStream:
         self._on_cancel = on_cancel
         self._on_drained = on_drained
         self._ready: list[RequestOutput] = []
+        self._unread: list[RequestOutput | None] = [None] * num_requests
+        """the same by the request's index: a stream may have hundreds, all with news in one step"""
         self._waiter: asyncio.Future[None] | None = None
         self.num_unread_tokens = 0
         self._num_read_tokens = 0
@@ -72,13 +75,12 @@ class OutputStream:
 
     def push(self, output: RequestOutput) -> None:
         """Add an output and wake the reader."""
-        ready = self._ready
-        for waiting in ready:
-            if waiting.index == output.index:
-                waiting.absorb(output)
-                break
+        waiting = self._unread[output.index]
+        if waiting is None:
+            self._unread[output.index] = output
+            self._ready.append(output)
         else:
-            ready.append(output)
+            waiting.absorb(output)
         self.num_unread_tokens += len(output.token_ids)
         if output.finish_reason is not None:
             self._num_open -= 1
@@ -106,6 +108,8 @@ class OutputStream:
     def take(self) -> list[RequestOutput]:
         """Everything new since the last time, which may be nothing."""
         ready, self._ready = self._ready, []
+        for output in ready:
+            self._unread[output.index] = None
         num_tokens = self.num_unread_tokens
         self._num_read_tokens += num_tokens
         self.num_unread_tokens = 0
