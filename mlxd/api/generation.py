@@ -21,8 +21,9 @@ logger = logging.getLogger("mlxd.api")
 
 T = TypeVar("T")
 
-INLINE_LOGPROBS = 256
-"""Tokens whose log-probabilities, each with up to 20 alternatives, become JSON in some milliseconds."""
+INLINE_OUTPUTS = 256
+"""Outputs, and tokens with log-probabilities of up to 20 alternatives each, that become JSON in some
+milliseconds."""
 
 _BADNESS = ["", *(reason.value for reason in FinishReason)]
 """Of several sequences, the one that ended worst says how the request did."""
@@ -235,9 +236,9 @@ def output_error(output: RequestOutput) -> HTTPStatusError | None:
 
 
 async def off_loop(outputs: Sequence[RequestOutput], work: Callable[[], T]) -> T:
-    """work(), which makes an answer of `outputs`: in a thread where their log-probabilities are many."""
-    count = sum(len(output.prompt_logprobs or ()) + len(output.logprobs or ()) for output in outputs)
-    return await off_loop_if(count > INLINE_LOGPROBS, work)
+    """work(), which makes an answer of `outputs`: in a thread if they or their log-probabilities are many."""
+    count = sum(1 + len(output.prompt_logprobs or ()) + len(output.logprobs or ()) for output in outputs)
+    return await off_loop_if(count > INLINE_OUTPUTS, work)
 
 
 async def gather_outputs(generation: Generation, num_sequences: int) -> list[RequestOutput]:

@@ -12,6 +12,8 @@ import pytest
 
 from mlxd.api import threads
 from mlxd.api.body import BodyDecoder
+from mlxd.api.generation import INLINE_OUTPUTS
+from mlxd.api.openai.completions import _Answer
 from mlxd.chat.format import ChatFormat
 from mlxd.text.tokenizer import Tokenizer
 from tests.unit.api.fakes import FakeEngine, call, make_app
@@ -48,6 +50,15 @@ def test_a_long_conversation_is_rendered_in_a_thread(on_loop: Spy, path: str, co
     body = {"model": "default", "max_tokens": 4, "messages": turns(count)}
     response = call(make_app(FakeEngine()), "POST", path, json=body)
     assert response.status_code == 200
+    assert calls == [count == 1]
+
+
+@pytest.mark.parametrize("count", [1, INLINE_OUTPUTS + 1])
+def test_an_answer_of_many_choices_is_written_in_a_thread(on_loop: Spy, count: int) -> None:
+    calls = on_loop(_Answer, "whole")
+    body = {"prompt": [[5]] * count, "max_tokens": 1}
+    response = call(make_app(FakeEngine()), "POST", "/v1/completions", json=body)
+    assert len(response.json()["choices"]) == count
     assert calls == [count == 1]
 
 
