@@ -204,6 +204,8 @@ class CacheConfig(_Section, frozen=True):
     """exact pool size, for tests and benches; wins over both"""
     prefix_caching: bool = True
     """reuse what was computed for others that begin with the same tokens"""
+    snapshot_percent: Annotated[float, Meta(ge=0, le=0.5)] = 0.25
+    """of the cache, for states of recurrent models where prefixes end; 0: they share no prefixes"""
     prefill_answers: bool = True
     """where templates show earlier answers otherwise than they were given (without thinking), compute each as
     the next turn's prompt will have it, while nothing else waits"""

@@ -29,7 +29,7 @@ import msgspec
 NULL_BLOCK = 0
 """Block 0 belongs to nobody: scratch for rows that fill up a batch, and what fills up their tables."""
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 HEADER_BYTES = 4
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 
@@ -130,7 +130,7 @@ class PromptRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class StepPlan(Message, frozen=True, tag="step"):
     """One forward over N tokens of R requests. The worker holds no other truth than these.
 
-    The order in the worker: `release`, `admit`, `copy_blocks`, then the forward.
+    The order in the worker: `release`, `admit`, `load_states`, `copy_blocks`, the forward, `save_states`.
     Row r writes its query_lens[r] tokens at positions context_lens[r] - query_lens[r] … context_lens[r] - 1
     and attends to positions 0 … its own. A decode row's one input token is the token sampled last in its
     slot; the other rows' tokens lie one after another in `token_ids`.
@@ -158,6 +158,12 @@ class StepPlan(Message, frozen=True, tag="step"):
     copy_blocks: tuple[tuple[int, int], ...] = ()
     """(source, destination) block ids, copied in every layer before the forward"""
     prompt_rows: tuple[PromptRow, ...] = ()
+    load_states: tuple[tuple[int, int], ...] = ()
+    """(snapshot, slot): the slot's sequence goes on from this state, with tokens that follow those that the
+    state has seen. Only with `WorkerReady.num_snapshots`, as below"""
+    save_states: tuple[tuple[int, int], ...] = ()
+    """(slot, snapshot): kept is the slot's state as this step leaves it, in place of what was under that
+    number. Whoever has loaded that goes on from it nevertheless: a state is replaced, never changed"""
 
 
 class Flush(Message, frozen=True, tag="flush"):
@@ -253,6 +259,8 @@ class MemoryPlan(msgspec.Struct, frozen=True, array_like=True):
     kv_bytes_per_token: int
     state_bytes: int = 0
     """of recurrent layers, for all sequences that may run at once"""
+    snapshot_bytes: int = 0
+    """of such states that are kept for later requests"""
 
 
 class DiskInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -285,13 +293,16 @@ class WorkerReady(Message, frozen=True, tag="ready"):
     versions: dict[str, str] = {}
     warnings: tuple[str, ...] = ()
     shares_prefixes: bool = True
-    """whether a sequence may begin with blocks that others filled; not where state lies outside of them"""
+    """whether a sequence may begin with blocks that others filled"""
     enforces_grammars: bool = True
     """Playback says what it was told to, so tokens that a grammar would force are not said for it."""
     max_num_seqs: int | None = None
     """sequences that can run at once, where memory allows fewer than are configured"""
     disk: DiskInfo | None = None
     """None: no disk tier, because none was asked for or it cannot be had (then there is a warning)"""
+    num_snapshots: int = 0
+    """Where it is not 0, sequences have a state outside of their blocks, and begin with those of others only
+    with the state that was saved where they end: so many can be, under the numbers 0, 1, …"""
 
 
 class BlocksFound(Message, frozen=True, tag="found"):

@@ -52,6 +52,8 @@ class EngineAlone:
             block_size=info.block_size,
             max_num_seqs=config.scheduler.max_num_seqs,
             max_model_len=info.max_model_len,
+            prefix_caching=info.shares_prefixes,
+            num_snapshots=info.num_snapshots,
         )
         self._scheduler = Scheduler(config.scheduler, kv)
         self.step_seconds: list[tuple[int, int, float, float]] = []

@@ -201,8 +201,9 @@ def embedding_line(config: Config, info: EmbedderReady) -> str:
 def memory_line(plan: MemoryPlan) -> str:
     """`memory: 0.54 GB weights + 1.00 GB KV pool (43,690 tokens) + … = 1.80 of 8.00 GB`."""
     pool_tokens = plan.kv_pool_bytes // plan.kv_bytes_per_token if plan.kv_bytes_per_token else 0
-    used = plan.weights_bytes + plan.kv_pool_bytes + plan.state_bytes + plan.activation_bytes
-    states = f" + {plan.state_bytes / 1e9:.2f} GB states" if plan.state_bytes else ""
+    state_bytes = plan.state_bytes + plan.snapshot_bytes
+    used = plan.weights_bytes + plan.kv_pool_bytes + state_bytes + plan.activation_bytes
+    states = f" + {state_bytes / 1e9:.2f} GB states" if state_bytes else ""
     return (
         f"memory: {plan.weights_bytes / 1e9:.2f} GB weights + {plan.kv_pool_bytes / 1e9:.2f} GB KV pool "
         f"({pool_tokens:,} tokens){states} + {plan.activation_bytes / 1e9:.2f} GB activations "

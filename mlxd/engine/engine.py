@@ -285,6 +285,8 @@ class Engine:
             return 0
         scheduler.clear_disk()
         self._pump_soon()
+        if scheduler.kv.states is not None:
+            scheduler.kv.states.clear()
         left, num_cleared = scheduler.kv.index.num_evictable, 0
         while left > 0 and scheduler is self.scheduler:
             num_cleared += scheduler.kv.clear(min(left, CLEARED_AT_ONCE))
@@ -335,6 +337,7 @@ class Engine:
             prefix_caching=self.config.cache.prefix_caching and info.shares_prefixes,
             seed=self._cache_seed if info.disk is None else int.from_bytes(info.disk.seed, "little"),
             second_tier=disk,
+            num_snapshots=info.num_snapshots,
         )
         scheduler = Scheduler(config, kv, disk)
         for request in self._waiting_for_worker:

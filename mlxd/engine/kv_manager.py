@@ -17,9 +17,11 @@ from mlxd._ext.hashed_tokens import HashedTokens
 from mlxd._ext.prefix_index import PrefixIndex
 from mlxd.engine.prefix_report import Cause, HitType, PrefixHit
 from mlxd.engine.request import Request
+from mlxd.engine.snapshots import Snapshot, Snapshots
 from mlxd.step import NULL_BLOCK
 
 SALT_BYTES = 16
+Pairs = tuple[tuple[int, int], ...]
 MAX_KNOWN_PROMPTS = 4096
 """Prompts by whose digest an identical one is recognised."""
 
@@ -30,6 +32,9 @@ class Match:
 
     `num_common` tokens of `nearest` (0: none) follow the blocks; then it has `other_token_ids`.
     `was_evicted`: the request's next block was there once, and has been given up.
+    Of a model with states the blocks end with `snapshot`, the state there, and `nearest` is 0. `branch` is
+    where the tokens part from what is cached, 0 if nothing cached goes on there; it is not before the blocks'
+    end. `lacks_state`: it is behind it.
     """
 
     block_ids: list[int]
@@ -37,6 +42,17 @@ class Match:
     num_common: int
     other_token_ids: tuple[int, ...]
     was_evicted: bool
+    snapshot: Snapshot | None = None
+    branch: int = 0
+    lacks_state: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Held:
+    """What is kept from eviction: cached full blocks, a path, and the state at its end if there is one."""
+
+    block_ids: list[int]
+    snapshot: Snapshot | None = None
 
 
 class SecondTier(Protocol):
@@ -59,6 +75,7 @@ class KvManager:
     A waiting or preempted one has neither. Blocks that were given back stay cached, and are reused by
     requests that begin with the same tokens under the same salt, until the pool runs out: then those whose
     last use is longest ago are evicted. `seed` (secret) goes into the salts, so that nobody can guess a hash.
+    `num_snapshots` is the worker's: where it is not 0, blocks are reused only up to a state that was kept.
     """
 
     def __init__(
@@ -71,6 +88,7 @@ class KvManager:
         prefix_caching: bool = True,
         seed: int = 0,
         second_tier: SecondTier | None = None,
+        num_snapshots: int = 0,
     ) -> None:
         self.block_size = block_size
         self.prefix_caching = prefix_caching
@@ -80,6 +98,7 @@ class KvManager:
         # The last slot is no request's: blocks that come back from the second tier pass through it.
         self.tables = BlockTables(self.pool, max_num_seqs + 1, max_blocks_per_seq)
         self.index = PrefixIndex(self.tables)
+        self.states = Snapshots(num_snapshots, block_size) if prefix_caching and num_snapshots else None
         self.num_evicted_blocks = 0
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
         self.num_slots = max_num_seqs
@@ -127,13 +146,19 @@ class KvManager:
             return Match([], 0, 0, (), False)
         tokens = self._tokens(request)
         block_ids, nearest, num_common = self.index.match(tokens, tokens.num_tokens - 1)
+        if self.states is not None:
+            return self._match_states(self.states, tokens, block_ids, nearest)
         others = self.index.block_tokens(nearest)[num_common:] if nearest else ()
         was_evicted = self.index.was_evicted(tokens, len(block_ids))
         return Match(block_ids, nearest, num_common, tuple(others), was_evicted)
 
     def num_cached_tokens(self, token_ids: list[int], cache_salt: str) -> int:
         """How many of the first of `token_ids` a request with that salt could reuse now."""
-        block_ids, _, num_common = self.index.match(self.hash_tokens(token_ids, cache_salt), len(token_ids))
+        tokens = self.hash_tokens(token_ids, cache_salt)
+        block_ids, _, num_common = self.index.match(tokens, len(token_ids))
+        if self.states is not None:
+            snapshot = self.states.longest(tokens, len(block_ids))
+            return 0 if snapshot is None else snapshot.num_blocks * self.block_size
         return len(block_ids) * self.block_size + num_common
 
     def beginning(self, request: Request) -> bytes:
@@ -154,8 +179,13 @@ class KvManager:
             return 0
         soon = 0
         for other, num_computed_tokens in others:
-            common = tokens.common_blocks(self._tokens(other))
-            soon = max(soon, min(common, most, num_computed_tokens // self.block_size))
+            common = min(tokens.common_blocks(self._tokens(other)), most)
+            if self.states is None:
+                soon = max(soon, min(common, num_computed_tokens // self.block_size))
+            elif num_computed_tokens <= common * self.block_size and self.states.is_saved_at(
+                other.slot, num_computed_tokens
+            ):
+                soon = max(soon, num_computed_tokens // self.block_size)
         return max(0, soon * self.block_size - num_matched)
 
     def admit(self, request: Request, match: Match, headroom: int) -> bool:
@@ -197,6 +227,9 @@ class KvManager:
         self._num_shared[slot] = self._num_offered[slot] = len(match.block_ids)
         if self._second_tier is not None:
             self._second_tier.admitted(request, self._tokens(request), match.block_ids)
+        if self.states is not None:
+            answers = request.max_tokens > 0
+            self.states.begin(slot, match.snapshot, match.branch, request.num_prompt_tokens, answers)
         if request.prefix_hit is None:
             # Tokens of the answer that are known already may be cached too.
             num_matched = min(num_matched, request.num_prompt_tokens - 1)
@@ -250,10 +283,27 @@ class KvManager:
         self._copies.clear()
         return copies
 
+    def take_states(self, rows: list[Request]) -> tuple[Pairs, Pairs]:
+        """`load_states` and `save_states` of the plan that is being made, of these requests."""
+        states = self.states
+        if states is None:
+            return (), ()
+        saves = []
+        for request in rows:
+            position = request.num_computed_tokens
+            if position % self.block_size == 0 and states.is_saved_at(request.slot, position):
+                number = states.save(request.slot, position, self._tokens(request))
+                if number is not None:
+                    saves.append((request.slot, number))
+        return states.take_loads(), tuple(saves)
+
     def publish(self, request: Request) -> None:
         """Cache the blocks that plans sent so far have filled, and whose tokens are known."""
         tokens = self._tokens(request)
-        self._publish(request.slot, tokens, self._num_valid(request, tokens))
+        num_valid = self._num_valid(request, tokens)
+        self._publish(request.slot, tokens, num_valid)
+        if self.states is not None:
+            self.states.publish(request.slot, tokens, num_valid)
 
     def release(self, request: Request, *, keep: bool = True) -> int:
         """Take back the slot and all blocks; returns the slot.
@@ -271,6 +321,9 @@ class KvManager:
             self.index.discard(slot)
             if self._second_tier is not None:
                 self._second_tier.retract(tokens, self._num_shared[slot], self._num_offered[slot])
+        if self.states is not None:
+            self.states.release(slot, tokens, num_valid, keep=keep)
+            num_valid -= num_valid % self.block_size  # there is never a state within a block
         self.index.release(slot, tokens, num_valid)
         self._free_slots.append(slot)
         request.slot = -1
@@ -280,15 +333,26 @@ class KvManager:
         """Forget up to so many cached blocks that nobody holds, the oldest first; returns how many."""
         return self.index.evict(max_blocks)
 
-    def hold(self, block_ids: list[int]) -> None:
-        """Keep cached full blocks, a path, from eviction until `unhold`."""
+    def hold(self, tokens: HashedTokens) -> Held:
+        """Keep from eviction, until `unhold`, whatever full blocks are cached of `tokens`."""
+        block_ids, _, _ = self.index.match(tokens, tokens.num_tokens)
+        snapshot = None
+        if self.states is not None:
+            snapshot = self.states.longest(tokens, len(block_ids))
+            if snapshot is None or not self.states.hold(snapshot):
+                return Held([])
+            block_ids = block_ids[: snapshot.num_blocks]
         self.index.hold(block_ids)
         self._held.update(block_ids)
+        return Held(block_ids, snapshot)
 
-    def unhold(self, block_ids: list[int]) -> None:
-        self.index.unhold(block_ids)
-        self._held.subtract(block_ids)
+    def unhold(self, held: Held) -> None:
+        """Give back what `hold` gave."""
+        self.index.unhold(held.block_ids)
+        self._held.subtract(held.block_ids)
         self._held += Counter()  # drops those that are no longer held
+        if self.states is not None and held.snapshot is not None:
+            self.states.unhold(held.snapshot)
 
     @property
     def num_held_blocks(self) -> int:
@@ -305,6 +369,8 @@ class KvManager:
             raise AssertionError(f"a slot is free twice: {sorted(self._free_slots)}")
         if self._copies:
             raise AssertionError(f"copies were left out of a plan: {self._copies}")
+        if self.states is not None:
+            self.states.check_integrity()
 
     def hash_tokens(self, token_ids: list[int], cache_salt: str) -> HashedTokens:
         """`token_ids` as the index wants them."""
@@ -316,6 +382,16 @@ class KvManager:
     def tokens_of(self, request: Request) -> HashedTokens:
         """The request's known tokens as the index has them."""
         return self._tokens(request)
+
+    def _match_states(self, states: Snapshots, tokens: HashedTokens, path: list[int], nearest: int) -> Match:
+        """What can be reused of the cached `path`, which `nearest` goes on with other tokens, if not 0."""
+        snapshot = states.longest(tokens, len(path))
+        num_blocks = 0 if snapshot is None else snapshot.num_blocks
+        lacks_state = num_blocks < len(path)
+        others = self.index.block_tokens(nearest) if nearest and not lacks_state else ()
+        was_evicted = not lacks_state and self.index.was_evicted(tokens, len(path))
+        branch = len(path) * self.block_size if nearest else 0
+        return Match(path[:num_blocks], 0, 0, tuple(others), was_evicted, snapshot, branch, lacks_state)
 
     def _publish(self, slot: int, tokens: HashedTokens, num_valid: int) -> None:
         self.index.publish(slot, tokens, num_valid)
@@ -363,13 +439,18 @@ class KvManager:
         known = self._is_known(tokens.digest(num_tokens))
         if request.needs_prompt_logits:
             return PrefixHit(HitType.MISS, 0, Cause.PROMPT_LOGPROBS)
-        if num_matched == num_tokens - 1:
+        most = num_tokens - 1
+        if self.states is not None:
+            most = min(most, self.states.last_point(num_tokens, answers=request.max_tokens > 0))
+        if num_matched >= most:
             if num_matched == 0:
                 return PrefixHit(HitType.MISS, 0)
             return PrefixHit(HitType.EXACT if known else HitType.SUPERSEQUENCE, num_matched)
         others = match.other_token_ids
         if match.was_evicted:
             cause = Cause.EVICTED
+        elif match.lacks_state:
+            cause = Cause.NO_STATE
         else:
             cause = Cause.DIVERGED if others else Cause.NEW
         if num_matched == 0:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from mlxd.engine.kv_manager import Held
 from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError, MlxdError, NotFoundError, WorkerError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MB = 1e6
+NOTHING = Held([])
 
 
 @dataclass(slots=True, eq=False)
@@ -36,8 +38,12 @@ class Pin:
     num_blocks: int
     expires_at: float
     num_tokens: int = 0
-    block_ids: list[int] = field(default_factory=list)
+    held: Held = NOTHING
     timer: asyncio.TimerHandle | None = None
+
+    @property
+    def block_ids(self) -> list[int]:
+        return self.held.block_ids
 
 
 class PinBoard:
@@ -105,7 +111,7 @@ class PinBoard:
         """What was held is gone, with the pool. What is being restored goes on with the next worker, like any
         request."""
         for pin in self._pins.values():
-            pin.block_ids, pin.num_tokens = [], 0
+            pin.held, pin.num_tokens = NOTHING, 0
 
     def on_worker_ready(self) -> None:
         """Compute again what was lost."""
@@ -138,10 +144,8 @@ class PinBoard:
         if self._pins.get((prompt.client, pin.pin_id)) is not pin or engine.scheduler is None:
             return
         kv = self._kv()
-        tokens = kv.hash_tokens(prompt.prompt_token_ids, prompt.cache_salt)
-        pin.block_ids = kv.index.match(tokens, tokens.num_tokens)[0]
+        pin.held = kv.hold(kv.hash_tokens(prompt.prompt_token_ids, prompt.cache_salt))
         pin.num_tokens = len(pin.block_ids) * kv.block_size
-        kv.hold(pin.block_ids)
 
     def _check_quota(self, pin: Pin) -> None:
         engine, kv = self._engine, self._kv()
@@ -150,13 +154,18 @@ class PinBoard:
         if not kv.prefix_caching:
             raise InvalidRequestError("nothing can be pinned: this server's prefix cache is off")
         block_bytes = info.memory.kv_bytes_per_token * kv.block_size
+        state_bytes = info.memory.snapshot_bytes // info.num_snapshots if info.num_snapshots else 0
+
+        def size_mb(pins: Iterable[Pin]) -> float:
+            return sum(pin.num_blocks * block_bytes + state_bytes for pin in pins) / MB
+
         client = pin.prompt.client
         others = {key: other for key, other in self._pins.items() if key != (client, pin.pin_id)}
-        mine = _num_blocks(other for (owner, _), other in others.items() if owner == client)
-        if (mine + pin.num_blocks) * block_bytes > cache.pin_quota_mb * MB:
+        mine = size_mb(other for (owner, _), other in others.items() if owner == client)
+        if mine + size_mb([pin]) > cache.pin_quota_mb:
             raise InvalidRequestError(
-                f"the pin needs {pin.num_blocks * block_bytes / MB:.1f} MB, and of {cache.pin_quota_mb} MB "
-                f"{mine * block_bytes / MB:.1f} are taken by other pins",
+                f"the pin needs {size_mb([pin]):.1f} MB, and of {cache.pin_quota_mb} MB "
+                f"{mine:.1f} are taken by other pins",
                 code="pin_quota_exceeded",
             )
         all_blocks = _num_blocks(others.values()) + pin.num_blocks
@@ -175,8 +184,8 @@ class PinBoard:
             pin.timer.cancel()
         scheduler = self._engine.scheduler
         if pin.block_ids and scheduler is not None:
-            scheduler.kv.unhold(pin.block_ids)
-        pin.block_ids = []
+            scheduler.kv.unhold(pin.held)
+        pin.held = NOTHING
 
     def _kv(self) -> KvManager:
         self._engine.check_ready()

@@ -25,8 +25,8 @@ class HitType(enum.StrEnum):
 
     `miss`: m = 0.
     `exact`: m = N - 1, which is all that can be (the last token is computed for its logits), and this very
-    prompt was admitted before, not too long ago.
-    `supersequence`: m = N - 1 otherwise: what is cached begins with the prompt and may go on.
+    prompt was admitted before, not too long ago. With recurrent state m is the last place where one is kept.
+    `supersequence`: m is that otherwise: what is cached begins with the prompt and may go on.
     `prefix`: 0 < m < N - 1, and nothing cached goes on from there: a cached sequence ended where the prompt
     goes on. So it is with the next turn of a conversation.
     `lcp` (longest common prefix): 0 < m < N - 1, and what is cached goes on from there with other tokens.
@@ -48,12 +48,14 @@ class Cause(enum.StrEnum):
     `new`: nothing that goes on from there was cached. `diverged`: what was cached goes on with another token.
     `evicted`: the prompt's next block was cached once, and has been given up for others since.
     `prompt_logprobs`: the request asked for them, so its whole prompt had to be computed.
+    `no_state`: what follows is cached, but of the model's recurrent layers no state was kept farther on.
     """
 
     NEW = "new"
     DIVERGED = "diverged"
     EVICTED = "evicted"
     PROMPT_LOGPROBS = "prompt_logprobs"
+    NO_STATE = "no_state"
 
 
 @dataclass(frozen=True, slots=True)

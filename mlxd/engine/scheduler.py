@@ -244,7 +244,7 @@ class Scheduler:
         chunks of prompts that begin alike.
 
         One step is all it waits: every chunk has its share of the budget, so what is left of the budget now
-        is left because those prompts end in this step.
+        is left because those prompts end in this step, or because they are cut where a state is kept.
         """
         # Asked of itself first: to compare many prompts with one another would take long.
         if not self.cost.exceeds_a_step(newcomer.num_tokens, num_decode_rows):
@@ -271,6 +271,8 @@ class Scheduler:
     def _add_chunk(self, request: Request, budget: int, chunks: list[Chunk]) -> int:
         start = request.num_computed_tokens
         end = start + min(budget, request.num_tokens - start)
+        if self.kv.states is not None:
+            end = self.kv.states.chunk_end(request.slot, start, end, request.num_tokens)
         targets = range(0)
         if request.prompt_logprobs is not None:
             # Position p predicts token p + 1, also if that one is in the next chunk.

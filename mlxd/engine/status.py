@@ -118,6 +118,10 @@ def describe_cache(engine: Engine) -> dict[str, object]:
     }
     if info.memory.state_bytes:
         status["state_capacity_mb"] = round(info.memory.state_bytes / MB, 1)
+    if kv.states is not None:
+        status["snapshots"] = kv.states.num_kept
+        status["max_snapshots"] = kv.states.num_snapshots
+        status["snapshot_capacity_mb"] = round(info.memory.snapshot_bytes / MB, 1)
     if scheduler.disk is not None:
         status["disk"] = _disk(scheduler.disk)
     return status

@@ -128,6 +128,7 @@ class StepBuilder:
                 request.decoding = True
                 prefilled.append(request)
         slot_mapping, block_tables = self._kv.tables.fill(slots, query_lens, context_lens)
+        load_states, save_states = self._kv.take_states(requests)
         plan = StepPlan(
             step_id=self._next_step_id,
             num_decode_rows=num_decode_rows,
@@ -142,6 +143,8 @@ class StepBuilder:
             admit=tuple(_slot_init(r) for r in self._admitted),
             copy_blocks=self._kv.take_copies(),
             prompt_rows=tuple(prompt_rows),
+            load_states=load_states,
+            save_states=save_states,
         )
         # From the next plan on, others may read what this one writes. Not in this one: it copies blocks
         # before it writes any.

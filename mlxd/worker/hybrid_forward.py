@@ -23,7 +23,6 @@ from mlxd.worker.kv_pool import KvPool, LatentCache
 from mlxd.worker.patching import RowSelection
 from mlxd.worker.rows_view import LatentRowsView, RowsView
 from mlxd.worker.state_store import States, StateStore
-from mlxd.worker.support import StateShape
 
 NO_ATTENTION = "recurrent"
 """the name of forwards through models without attention layers"""
@@ -31,29 +30,27 @@ NO_COPIES = "a copied block would have no state beside it"
 
 
 class HybridForward(PagedForward):
-    """Over the paged pool and a store of states. A row's sequence must begin at position 0 in this worker."""
-
-    shares_prefixes = False
+    """Over the paged pool and a store of states. A row's sequence begins at position 0, or where a state that
+    was saved does."""
 
     def __init__(
         self,
         model: nn.Module,
         selection: RowSelection,
         pool: KvPool,
-        states: Sequence[Sequence[StateShape]],
+        store: StateStore,
         attention: str,
     ) -> None:
-        """`states`: of each recurrent layer, its arrays."""
         super().__init__(model, selection, pool, attention if pool.layers else NO_ATTENTION)
+        self.shares_prefixes = store.num_snapshots > 0
         self._attention = attention
-        self._shapes = states
-        self._store = StateStore(states)
+        self._store = store
 
     def fallback(self) -> PagedForward | SlotForward:
         """Gather for blockwise, mlx-lm's own caches for gather."""
         if self.name in ("gather", NO_ATTENTION):
             return SlotForward(self._model)
-        return HybridForward(self._model, self._selection, self._pool, self._shapes, "gather")
+        return HybridForward(self._model, self._selection, self._pool, self._store, "gather")
 
     def release(self, slot: int) -> None:
         self._store.release(slot)

@@ -22,36 +22,33 @@ from mlxd.worker.kernels.paged import PagedKernels
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import RowSelection
 from mlxd.worker.state_store import States, StateStore
-from mlxd.worker.support import StateShape
 from mlxd.worker.warmup import StepLimits, WarmStep
 
 DecodeStep = Callable[[mx.array, mx.array, mx.array, States], tuple[mx.array, mx.array, States]]
 
 
 class HybridKernelForward(KernelForward):
-    """Over the paged pool and a store of states. A row's sequence must begin at position 0 in this worker."""
-
-    shares_prefixes = False
+    """Over the paged pool and a store of states. A row's sequence begins at position 0, or where a state that
+    was saved does."""
 
     def __init__(
         self,
         model: nn.Module,
         selection: RowSelection,
         pool: KvPool,
-        states: Sequence[Sequence[StateShape]],
+        store: StateStore,
         kernels: PagedKernels,
     ) -> None:
-        """`states`: of each recurrent layer, its arrays."""
         super().__init__(model, selection, pool, kernels, one_token_rows=False)
         if not pool.layers:
             self.name = NO_ATTENTION
-        self._shapes = states
-        self._store = StateStore(states)
+        self.shares_prefixes = store.num_snapshots > 0
+        self._store = store
         self._decode_steps: dict[tuple[int, int], DecodeStep] = {}
 
     def fallback(self) -> HybridForward:
         """The same model and pool, by gathering."""
-        return HybridForward(self._model, self._selection, self._pool, self._shapes, "gather")
+        return HybridForward(self._model, self._selection, self._pool, self._store, "gather")
 
     def warm_steps(self, limits: StepLimits) -> Iterator[WarmStep]:
         """Those of other models, whose blocks are copied too, and whose steps with chunks are compiled."""

@@ -37,6 +37,9 @@ Measured on an H100: 1.51 GB at 2,048 tokens of a model where one layer's are 96
 STATE_LAYERS = 12
 """of which old and new states live at once, also where other arrays do not: states are not freed by the
 operations that read them, and MLX runs ahead. 9 to 12 of 16 and 32 (mamba2 on a CPU)"""
+MAX_SNAPSHOTS = 1024
+"""States that are kept for later requests. Small ones could be many more, but hardly so many conversations go
+on at once"""
 MAX_GATHERED_TOKENS = 1 << 15
 """that several sequences copy out of the pool for a call on a GPU, unless one sequence has more"""
 SCORES_BYTES = 64 * MIB
@@ -104,6 +107,8 @@ class PoolPlan:
     max_model_len: int
     max_num_seqs: int
     """that have room for their states; as many as are configured where there are none"""
+    num_snapshots: int
+    """states that can be kept for later requests"""
     warnings: tuple[str, ...]
 
 
@@ -180,7 +185,8 @@ def plan_pool(
     The cache is cache.num_blocks, else cache.memory_mb, else cache.memory_percent of the device's memory; cut
     to what weights and activations leave, and to what all requests could ever use. `state_bytes` is what a
     sequence keeps besides its blocks, its recurrent layers' states: of all that run at once they take up to
-    half of the cache, or what cache.num_blocks leaves, and fewer run where that is not enough.
+    half of the cache, or what cache.num_blocks leaves, and fewer run where that is not enough. For those that
+    are kept for later requests there is cache.snapshot_percent of it.
     `model_context` is the model's own limit in tokens, None if it has none. `prefill_cores`: of the GPU where
     the prefill kernel serves the model, else 0. `weights_loaded`: whether the weights are already part of
     what the device has in use.
@@ -205,32 +211,24 @@ def plan_pool(
         prefill_cores=prefill_cores,
     )
     room = device.memory_bytes - weights_bytes - activations
-    warnings = []
+    warnings: list[str] = []
     max_num_seqs = config.scheduler.max_num_seqs
-    states = 0
+    states = _StatePlan(max_num_seqs)
     if state_bytes:
-        # A step's new states are made beside the old ones, layer after layer.
-        ahead = max(live_layers(shape, device.kind), min(STATE_LAYERS, shape.num_layers))
-        state_bytes += state_bytes * ahead // shape.num_layers
-        if cache.num_blocks is not None:
-            share = room - asked
-        else:
-            share = min(asked, room) // (2 if block_bytes else 1)
-        running = max_num_seqs if config.scheduler.continuous_batching else 1
-        fitting = min(running, share // state_bytes)
-        told = (
-            f"the state of a sequence takes {mib(state_bytes)}, and for states there are {mib(max(0, share))}"
-        )
-        if fitting < 1:
-            raise ConfigError(f"{told}: {breakdown(device, weights_bytes, activations)}")
-        if fitting < running:
-            warnings.append(f"{fitting} sequences run at once, not scheduler.max_num_seqs {running}: {told}")
+        budget = int(cache.memory_percent * device.total_bytes)
+        if cache.memory_mb is not None:
+            budget = cache.memory_mb * MIB
+        spare = min(asked, room) if cache.num_blocks is None else room - asked
+        share = spare // 2 if block_bytes and cache.num_blocks is None else None
+        told = breakdown(device, weights_bytes, activations)
+        states = _plan_states(config, device, shape, state_bytes, spare, share, min(budget, spare), told)
+        warnings += states.warnings
         # Also where one runs at a time: warming up runs as many as there may be.
-        max_num_seqs = fitting
-        states = fitting * state_bytes
-        room -= states
+        max_num_seqs = states.max_num_seqs
+        taken = states.running_bytes + states.snapshot_bytes
+        room -= taken
         if cache.num_blocks is None:
-            asked -= states
+            asked -= taken
     most = 1 + max_num_seqs * -(-max_model_len // cache.block_size)
     if cache.num_blocks is not None:
         num_blocks = cache.num_blocks
@@ -260,7 +258,8 @@ def plan_pool(
             f"requests are limited to {pool_tokens} tokens, not {max_model_len}: the KV cache holds no more"
         )
         max_model_len = pool_tokens
-    needed_now = pool_bytes + states + activations + (0 if weights_loaded else weights_bytes)
+    states_bytes = states.running_bytes + states.snapshot_bytes
+    needed_now = pool_bytes + states_bytes + activations + (0 if weights_loaded else weights_bytes)
     if needed_now > device.available_bytes:
         warnings.append(
             f"{mib(needed_now)} are yet to be allocated, but {mib(device.available_bytes)} are free"
@@ -271,9 +270,62 @@ def plan_pool(
         activation_bytes=activations,
         kv_pool_bytes=pool_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
-        state_bytes=states,
+        state_bytes=states.running_bytes,
+        snapshot_bytes=states.snapshot_bytes,
     )
-    return PoolPlan(plan, num_blocks, max_model_len, max_num_seqs, tuple(warnings))
+    return PoolPlan(plan, num_blocks, max_model_len, max_num_seqs, states.num_snapshots, tuple(warnings))
+
+
+@dataclass(frozen=True, slots=True)
+class _StatePlan:
+    """How many sequences' states run, and how many are kept beside them."""
+
+    max_num_seqs: int
+    num_snapshots: int = 0
+    running_bytes: int = 0
+    snapshot_bytes: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def _plan_states(
+    config: Config,
+    device: Device,
+    shape: ModelShape,
+    state_bytes: int,
+    spare: int,
+    share: int | None,
+    budget: int,
+    told: str,
+) -> _StatePlan:
+    """`spare` bytes are there for states, of which running ones get `share`, or all but what kept ones get of
+    `budget`. ConfigError, which ends in `told`, when not one sequence can run."""
+    cache, scheduler = config.cache, config.scheduler
+    percent = cache.snapshot_percent if cache.paged and cache.prefix_caching else 0.0
+    kept = max(0, int(percent * budget))
+    # A step's new states are made beside the old ones, layer after layer.
+    ahead = max(live_layers(shape, device.kind), min(STATE_LAYERS, shape.num_layers))
+    running_bytes = state_bytes + state_bytes * ahead // shape.num_layers
+    if share is None:
+        share = spare - kept if spare - kept >= running_bytes else spare
+    kept = min(kept, spare - share)
+    share = max(0, share)
+    running = scheduler.max_num_seqs if scheduler.continuous_batching else 1
+    fitting = min(running, share // running_bytes)
+    needs = f"the state of a sequence takes {mib(running_bytes)}, and for states there are {mib(share)}"
+    if fitting < 1:
+        raise ConfigError(f"{needs}: {told}")
+    warnings = []
+    if fitting < running:
+        warnings.append(f"{fitting} sequences run at once, not scheduler.max_num_seqs {running}: {needs}")
+    num_snapshots = min(MAX_SNAPSHOTS, kept // state_bytes)
+    if percent and not num_snapshots:
+        warnings.append(
+            f"prefixes are not shared: a state where one ends takes {mib(state_bytes)}, and to keep any "
+            f"cache.snapshot_percent leaves {mib(kept)}"
+        )
+    return _StatePlan(
+        fitting, num_snapshots, fitting * running_bytes, num_snapshots * state_bytes, tuple(warnings)
+    )
 
 
 def check_weights_fit(device: Device, weights_bytes: int) -> None:

@@ -76,10 +76,13 @@ class MlxBackend:
             paged=config.cache.paged,
             tokenizer_file=folder / TOKENIZER_FILE if (folder / TOKENIZER_FILE).is_file() else None,
             kernels=kernels,
+            num_snapshots=plan.num_snapshots,
         )
         warnings = [*plan.warnings, *runner.self_check(plan.max_model_len)]
         if config.cache.disk_path is not None and not runner.shares_prefixes:
             warnings.append("cache.disk_path is not used: prefixes of this model are not shared")
+        elif config.cache.disk_path is not None and runner.num_snapshots:
+            warnings.append("cache.disk_path is not used: this model's states are kept in memory alone")
         elif config.cache.disk_path is not None:
             facts: dict[str, object] = {
                 "weights": weights_digest(loaded.model),
@@ -121,6 +124,7 @@ class MlxBackend:
             shares_prefixes=runner.shares_prefixes,
             max_num_seqs=plan.max_num_seqs,
             disk=self.disk.info if self.disk is not None else None,
+            num_snapshots=runner.num_snapshots,
         )
 
     def launch(self, plan: StepPlan) -> PendingStep:

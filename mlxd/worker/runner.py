@@ -28,6 +28,7 @@ from mlxd.worker.logprobs import PromptTokenLogprobs
 from mlxd.worker.patching import patch_head_projections, patch_projection
 from mlxd.worker.sampler import Sampled, Sampler
 from mlxd.worker.selfcheck import checked_tokens, compare_with_mlx_lm, try_steps
+from mlxd.worker.state_store import StateStore
 from mlxd.worker.support import UnsupportedModelError, check_supported, kv_bytes_per_token
 from mlxd.worker.warmup import StepLimits
 
@@ -117,12 +118,14 @@ class Runner:
         paged: bool = True,
         tokenizer_file: Path | None = None,
         kernels: PagedKernels | None = None,
+        num_snapshots: int = 0,
     ) -> None:
         """Allocate the pool: `num_blocks`, NULL_BLOCK included, of `block_size` tokens in `dtype`.
 
         `paged=False` keeps mlx-lm's own caches, one set a slot, and allocates no pool. `tokenizer_file` is
         the model's tokenizer.json; without it requests that have a grammar fail. `kernels` attend, where
-        given, else MLX's operations do. Raises UnsupportedModelError when the model cannot run over the pool.
+        given, else MLX's operations do. `num_snapshots` of the states of recurrent layers can be kept, where
+        there are any. Raises UnsupportedModelError when the model cannot run over the pool.
         """
         self._model = model
         self._block_size = block_size
@@ -135,6 +138,7 @@ class Runner:
         self._newest: PendingStep | None = None
         self._forward: Forward
         self._pool: KvPool | None = None
+        self._states = StateStore((), 0)
         self.block_bytes = 0
         self._num_checked_tokens = 0
         self._warnings: list[str] = []
@@ -152,10 +156,12 @@ class Runner:
                 self._warnings.append(NO_LATENT_KERNEL)
             # On CPUs MLX multiplies gathered matrices in float32 alone.
             attention = "blockwise" if on_cpu and dtype == mx.float32 else "gather"
+            if shapes.states:
+                self._states = StateStore(shapes.states, num_snapshots)
             if shapes.states and kernels is not None and not latent:
-                self._forward = HybridKernelForward(model, selection, pool, shapes.states, kernels)
+                self._forward = HybridKernelForward(model, selection, pool, self._states, kernels)
             elif shapes.states:
-                self._forward = HybridForward(model, selection, pool, shapes.states, attention)
+                self._forward = HybridForward(model, selection, pool, self._states, attention)
             elif kernels is not None and not latent:
                 self._forward = KernelForward(model, selection, pool, kernels)
             else:
@@ -165,8 +171,13 @@ class Runner:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether a sequence may begin with blocks that others filled: not where state lies outside."""
+        """Whether a sequence may begin with blocks that others filled."""
         return self._forward.shares_prefixes
+
+    @property
+    def num_snapshots(self) -> int:
+        """Of states that must be loaded with such blocks; 0 where they suffice, or nothing is shared."""
+        return self._states.num_snapshots if self.shares_prefixes else 0
 
     @property
     def attention_name(self) -> str:
@@ -190,12 +201,16 @@ class Runner:
             self._release(init.slot)
             self._sampler.admit(init)
             self._grammars.admit(init)
+        for snapshot, slot in plan.load_states:
+            self._states.load(snapshot, slot)
         if plan.copy_blocks:
             self._forward.copy_blocks(plan.copy_blocks)
         batch = StepBatch.from_plan(plan)
         slots = batch.slots[batch.sampled_rows]
         sampler = self._sampler
         logits, arrays = self._forward(batch, sampler.last_tokens)
+        for slot, snapshot in plan.save_states:
+            arrays = [*arrays, *self._states.save(slot, snapshot)]
         sampled = prompt = None
         if batch.prompt_rows and logits is not None:
             prompt = PromptTokenLogprobs(logits[len(slots) :], batch.prompt_rows)

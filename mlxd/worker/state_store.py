@@ -2,7 +2,8 @@
 
 It does not know what the arrays mean, or the model. They are never written to: a step's new states replace
 those that it began with. So rows that run together again, which is what decode rows mostly do, cost no copy;
-and nothing of a slot's state is left once the slot is released.
+and nothing of a slot's state is left once the slot is released, but for what was saved of it: to save the
+state of a row that ran alone, as chunks do, and to load one cost no copy either.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ class _Batch:
 class StateStore:
     """Slots that were not put, or released since, have zeros: only steps that warm up take such."""
 
-    def __init__(self, shapes: Sequence[Sequence[StateShape]]) -> None:
-        """`shapes`: of each recurrent layer, its arrays."""
+    def __init__(self, shapes: Sequence[Sequence[StateShape]], num_snapshots: int = 0) -> None:
+        """`shapes`: of each recurrent layer, its arrays. So many states can be saved."""
+        self.num_snapshots = num_snapshots
         self._shapes = shapes
+        self._snapshots: dict[int, States] = {}
         self._batches: dict[int, _Batch] = {}
         """of each slot"""
 
@@ -79,6 +82,19 @@ class StateStore:
         """Forget a slot's state, if it has one."""
         if (batch := self._batches.pop(slot, None)) is not None:
             del batch.rows[slot]
+
+    def save(self, slot: int, snapshot: int) -> list[mx.array]:
+        """Keep the slot's state under that number. Returns what must be computed with this step."""
+        if not 0 <= snapshot < self.num_snapshots:
+            raise ValueError(f"state {snapshot} of {self.num_snapshots}")
+        # Some are parts of larger arrays, which would be kept with them.
+        states = [[mx.contiguous(array) for array in layer] for layer in self.take([slot], 1)]
+        self._snapshots[snapshot] = states
+        return [*_flat(states)]
+
+    def load(self, snapshot: int, slot: int) -> None:
+        """The slot goes on from what was saved under that number."""
+        self._place([slot], self._snapshots[snapshot])
 
     def _place(self, slots: Sequence[int], states: States) -> None:
         batch = _Batch(states, len(states[0][0]))

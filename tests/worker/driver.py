@@ -73,6 +73,8 @@ class Driver:
         self._slots = list(range(num_slots))
         self._released: list[int] = []
         self._copies: list[tuple[int, int]] = []
+        self._loads: list[tuple[int, int]] = []
+        self._saves: list[tuple[int, int]] = []
         self._step_id = 0
         self._in_flight: list[tuple[PendingStep, list[Sequence], list[tuple[Sequence, int]]]] = []
         """the step, who samples, and whose prompts' log-probabilities it gives, how many each"""
@@ -98,6 +100,18 @@ class Driver:
         if sequence.num_computed % self.block_size:
             sequence.blocks.append(self._blocks.pop(0))
             self._copies.append((source.blocks[num_full], sequence.blocks[num_full]))
+        return sequence
+
+    def save(self, sequence: Sequence, snapshot: int) -> None:
+        """The next step saves the sequence's state."""
+        self._saves.append((sequence.slot, snapshot))
+
+    def resume(self, snapshot: int, blocks: list[int], prompt: list[int], *, chunk_size: int = 0) -> Sequence:
+        """A sequence that begins with these full blocks, and the state that was saved where they end."""
+        sequence = self.add(prompt, chunk_size=chunk_size)
+        sequence.blocks = list(blocks)
+        sequence.num_computed = len(blocks) * self.block_size
+        self._loads.append((snapshot, sequence.slot))
         return sequence
 
     def remove(self, sequence: Sequence) -> None:
@@ -160,9 +174,11 @@ class Driver:
             admit=tuple(admit),
             copy_blocks=tuple(self._copies),
             prompt_rows=tuple(prompt_rows),
+            load_states=tuple(self._loads),
+            save_states=tuple(self._saves),
         )
         self._step_id += 1
-        self._released, self._copies = [], []
+        self._released, self._copies, self._loads, self._saves = [], [], [], []
         self._in_flight.append((self.runner.launch(self.last_plan), sampled, asking))
         while len(self._in_flight) > (0 if wait else 1):
             self._finish()

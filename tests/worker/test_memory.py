@@ -121,16 +121,35 @@ def test_a_model_without_a_context_length_needs_one() -> None:
 
 
 def test_states_have_their_part_of_the_cache() -> None:
-    """New states are made beside the old ones, of up to twelve layers at once, and there are two."""
+    """New states are made beside the old ones, of up to twelve layers at once, and there are two. A quarter
+    of the cache is for those that are kept."""
     few = plan(state_mib=2, max_num_seqs=8)
     assert few.memory.state_bytes == 8 * 4 * MIB and few.max_num_seqs == 8 and few.warnings == ()
     assert few.memory.kv_pool_bytes == 8 * 4096 * KV_BYTES + 16 * KV_BYTES
+    assert few.num_snapshots == 25 and few.memory.snapshot_bytes == 50 * MIB
     pool = plan(CacheConfig(memory_mb=80), state_mib=2, max_num_seqs=16)
-    assert pool.memory.state_bytes == 10 * 4 * MIB == pool.memory.kv_pool_bytes
-    assert pool.max_num_seqs == 10
+    assert pool.memory.state_bytes == 10 * 4 * MIB == 2 * pool.memory.kv_pool_bytes
+    assert pool.max_num_seqs == 10 == pool.num_snapshots and pool.memory.snapshot_bytes == 20 * MIB
     assert "10 sequences run at once, not scheduler.max_num_seqs 16" in pool.warnings[0]
     one = plan(CacheConfig(memory_mb=60), state_mib=2, max_num_seqs=16, continuous_batching=False)
     assert one.memory.state_bytes == 4 * MIB and one.max_num_seqs == 1 and one.warnings == ()
+
+
+def test_states_are_kept_in_the_part_that_is_for_them() -> None:
+    none = plan(CacheConfig(memory_mb=80, snapshot_percent=0), state_mib=2, max_num_seqs=16)
+    assert none.num_snapshots == none.memory.snapshot_bytes == 0
+    assert none.memory.kv_pool_bytes == none.memory.state_bytes == 40 * MIB
+    for cache in (CacheConfig(prefix_caching=False), CacheConfig(paged=False)):
+        assert plan(cache, state_mib=2).num_snapshots == 0
+    one = plan(CacheConfig(memory_mb=80), state_mib=20, max_num_seqs=1)
+    assert one.num_snapshots == 1 and one.warnings == ()
+    large = plan(CacheConfig(memory_mb=160), state_mib=40, kv_bytes=0, max_num_seqs=2, context=512)
+    assert large.max_num_seqs == 1 and large.num_snapshots == 1
+    alone = plan(CacheConfig(memory_mb=90), state_mib=40, kv_bytes=0, max_num_seqs=1)
+    assert alone.num_snapshots == 0 and alone.memory.state_bytes == 80 * MIB
+    assert "prefixes are not shared: a state where one ends takes 40.0 MiB" in alone.warnings[0]
+    blocks = plan(CacheConfig(num_blocks=10000), state_mib=2, max_num_seqs=8)
+    assert blocks.num_snapshots == 25 and blocks.num_blocks == 10000
 
 
 def test_blocks_that_are_asked_for_by_number_leave_states_the_rest() -> None:
@@ -147,8 +166,8 @@ def test_blocks_that_are_asked_for_by_number_leave_states_the_rest() -> None:
 def test_a_model_that_keeps_states_alone_has_blocks_that_take_nothing() -> None:
     pool = plan(CacheConfig(memory_mb=60), kv_bytes=0, state_mib=2, max_num_seqs=30)
     assert pool.memory.kv_pool_bytes == 0
-    assert pool.max_num_seqs == 15
-    assert pool.num_blocks == 1 + 15 * 4096 // 16
+    assert pool.max_num_seqs == 11 and pool.num_snapshots == 7
+    assert pool.num_blocks == 1 + 11 * 4096 // 16
     assert pool.max_model_len == 4096
 
 
@@ -179,10 +198,11 @@ def test_what_is_planned_always_fits(
     except ConfigError:
         return
     memory = pool.memory
-    caches = memory.kv_pool_bytes + memory.state_bytes
+    caches = memory.kv_pool_bytes + memory.state_bytes + memory.snapshot_bytes
     assert memory.weights_bytes + memory.activation_bytes + caches <= DEVICE.memory_bytes
     assert caches <= memory_mb * MIB
     assert memory.state_bytes == pool.max_num_seqs * state_mib * MIB * 2
+    assert memory.snapshot_bytes == pool.num_snapshots * state_mib * MIB
     assert 256 <= pool.max_model_len <= (pool.num_blocks - 1) * block_size
 
 

@@ -31,7 +31,7 @@ def model(name: str) -> nn.Module:
     return tiny_model(name)
 
 
-def make_driver(name: str, *, paged: bool = True) -> Driver:
+def make_driver(name: str, *, paged: bool = True, num_snapshots: int = 0) -> Driver:
     runner = Runner(
         model(name),
         num_blocks=NUM_BLOCKS,
@@ -39,6 +39,7 @@ def make_driver(name: str, *, paged: bool = True) -> Driver:
         max_num_seqs=8,
         dtype=mx.float32,
         paged=paged,
+        num_snapshots=num_snapshots,
     )
     return Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, num_slots=8)
 
@@ -67,6 +68,38 @@ def test_tokens_are_mlx_lms(name: str) -> None:
     for sequence in sequences:
         check(sequence, name)
     assert len({tuple(sequence.outputs[:NUM_OUTPUTS]) for sequence in sequences}) > 2
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_sequences_go_on_from_states_that_were_kept(name: str) -> None:
+    """Of a chunk, of a decode row among others, and of one that went on from such a state itself; again and
+    again, also when another state has come under its number in the same step."""
+    driver = make_driver(name, num_snapshots=3)
+    assert driver.runner.shares_prefixes and driver.runner.num_snapshots == 3
+    first = driver.add(prompt_of(10), chunk_size=8)
+    driver.save(first, 0)
+    driver.step()
+    other = driver.add(prompt_of(7, 3))
+    driver.run(2, wait=False)
+    while first.num_computed < 11:
+        driver.step()
+    driver.save(first, 1)
+    driver.step()
+    assert first.num_computed == 12 and other in driver.sequences
+    known = [*first.prompt, *first.outputs][:12]
+    begun = known[:8], first.blocks[:2]
+    goes_on = known, first.blocks[:3]
+    resumed = [
+        driver.resume(0, begun[1], [*begun[0], *prompt_of(5, 1)], chunk_size=4),
+        driver.resume(0, begun[1], [*begun[0], *prompt_of(3, 2)]),
+        driver.resume(1, goes_on[1], [*goes_on[0], *prompt_of(6, 4)]),
+    ]
+    driver.save(resumed[0], 0)
+    driver.step(wait=False)
+    resumed.append(driver.resume(0, resumed[0].blocks[:3], [*resumed[0].prompt[:12], 7, 9]))
+    driver.run(NUM_OUTPUTS, wait=False)
+    for sequence in (first, other, *resumed):
+        check(sequence, name)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "mamba2"])
@@ -249,7 +282,7 @@ class TestStateStore:
     @pytest.fixture
     def store(self) -> StateStore:
         [states] = check_supported(model("lfm2")).states[:1]
-        return StateStore([states * 2])
+        return StateStore([states * 2], 2)
 
     def test_rows_that_run_together_again_are_not_copied(self, store: StateStore) -> None:
         states = self.states(1, 2, 3)
@@ -272,6 +305,36 @@ class TestStateStore:
         batch = store._batches[2]
         assert batch.num_rows == 1 and batch.rows == {2: 0}
         assert self.rows(store.take([1, 2, 3], 3)) == [10, 2, 30]
+
+    def test_a_saved_state_stays_what_it_was(self, store: StateStore) -> None:
+        store.put([1, 2], self.states(1, 2))
+        saved = store.save(2, 0)
+        assert [array.shape[0] for array in saved] == [1, 1]
+        store.put([1, 2], self.states(10, 20))
+        store.release(2)
+        store.load(0, 5)
+        store.load(0, 6)
+        store.put([6], self.states(60))
+        assert self.rows(store.take([1, 5, 6], 3)) == [10, 2, 60]
+        store.save(1, 0)
+        assert self.rows(store.take([5], 1)) == [2]
+        store.load(0, 5)
+        assert self.rows(store.take([5], 1)) == [10]
+
+    def test_a_saved_state_keeps_no_more_than_itself(self, store: StateStore) -> None:
+        """Models hand over the ends of longer arrays."""
+        before = mx.get_active_memory()
+        long = mx.ones((1, 1 << 16, 8))
+        store.put([1], [[long[:, -2:], long[:, -2:] * 2]])
+        mx.eval(store.save(1, 0))
+        store.release(1)
+        del long
+        assert mx.get_active_memory() - before < 1 << 12
+
+    def test_there_are_no_more_than_were_planned(self, store: StateStore) -> None:
+        store.put([1], self.states(1))
+        with pytest.raises(ValueError, match="state 2 of 2"):
+            store.save(1, 2)
 
     def test_nothing_is_left_of_a_released_slot(self, store: StateStore) -> None:
         store.put([1, 2], self.states(1, 2))

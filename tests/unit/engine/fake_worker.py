@@ -2,7 +2,8 @@
 
 Its KV cache is a dictionary from cache slot to token, read through the block tables of each plan, so any
 mistake of blocks, slots or positions changes the tokens it "samples". It checks the protocol of
-mlxd/step.py on the way: a result is given only after one more message came.
+mlxd/step.py on the way: a result is given only after one more message came. With snapshots each sequence also
+has a state, the tokens that it has seen, which must be those that its blocks hold.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class FakeWorker:
         shares_prefixes: bool = True,
         max_num_seqs: int | None = None,
         disk: FakeDisk | None = None,
+        num_snapshots: int = 0,
     ) -> None:
         self.on_message = on_message
         self.on_exit = on_exit
@@ -123,6 +125,9 @@ class FakeWorker:
         self.shares_prefixes = shares_prefixes
         self.max_num_seqs = max_num_seqs
         self.disk = disk
+        self.num_snapshots = num_snapshots
+        self._states: dict[int, list[int]] = {}
+        self._snapshots: dict[int, list[int]] = {}
         self._fetched: dict[int, list[list[int]]] = {}
         self._held_reads: list[FetchBlocks] = []
         self.plans: list[StepPlan] = []
@@ -167,6 +172,7 @@ class FakeWorker:
                         shares_prefixes=self.shares_prefixes,
                         max_num_seqs=self.max_num_seqs,
                         disk=DiskInfo(disk.max_blocks, disk.block_bytes, disk.seed) if disk else None,
+                        num_snapshots=self.num_snapshots,
                     )
                 )
                 if disk is not None:
@@ -270,9 +276,14 @@ class FakeWorker:
         for slot in plan.release:
             del self._slots[slot]
             self._last_token.pop(slot, None)
+            self._states.pop(slot, None)
         for init in plan.admit:
             assert init.slot not in self._slots, "a slot was given away twice"
             self._slots[init.slot] = init
+            self._states[init.slot] = []
+        for snapshot, slot in plan.load_states:
+            self._states[slot] = list(self._snapshots[snapshot])
+        assert not (self.num_snapshots and plan.copy_blocks), "a copied block has no state beside it"
         for source, destination in plan.copy_blocks:
             assert source and destination, "the null block was copied"
             for offset in range(self.block_size):
@@ -297,8 +308,13 @@ class FakeWorker:
                 assert where >= self.block_size, "a token was written to the null block"
                 assert writers.setdefault(where, slot) == slot, "two rows write one place"
                 self._kv[where] = token
+                assert not self.num_snapshots or len(self._states[slot]) == position, "the state is elsewhere"
+                self._states[slot].append(token)
                 written += 1
         assert written == len(mapping) and not chunk_tokens
+        for slot, snapshot in plan.save_states:
+            assert 0 <= snapshot < self.num_snapshots and slot in slots
+            self._snapshots[snapshot] = list(self._states[slot])
         sampled, logprobs, errors = array("i"), [], []
         for row, slot in enumerate(slots):
             if not plan.sample[row]:
@@ -309,6 +325,7 @@ class FakeWorker:
                 self._kv[table[p // self.block_size] * self.block_size + p % self.block_size]
                 for p in range(context_lens[row])
             ]
+            assert not self.num_snapshots or self._states[slot] == context, "the state is of other tokens"
             token = next_token(context, init.sampling.seed)
             if init.request_id in self.fail_rows:
                 errors.append((len(sampled), "told to fail"))
