@@ -2,9 +2,10 @@
 
 It does not know how blocks are matched: it counts what `usage` says and when tokens come. In one run: a long
 prompt twice, and once more with a token changed in the middle of a block; ten requests at once that share a
-long prefix; a chat of several turns. With `--thinking`, instead, a chat with a model that thinks.
+long prefix; a chat of several turns. With `--thinking`, instead, a chat with a model that thinks; with
+`--recurrent`, one with a model of recurrent state.
 
-`python -m bench.prefix [--prompt-tokens 4000] [--turns 6] [--thinking] [--result FILE]`
+`python -m bench.prefix [--prompt-tokens 4000] [--turns 6] [--thinking] [--recurrent FOLDER] [--result FILE]`
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import httpx
 import orjson
 from rich.console import Console
 
-from bench import report, thinking
+from bench import recurrent, report, thinking
 from bench.server import ServerProcess
 
 SEED = 3
@@ -171,6 +172,9 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=len(QUESTIONS), choices=range(2, 31))
     parser.add_argument("--thinking", action="store_true", help="a chat with a model that thinks")
     parser.add_argument("--max-tokens", type=int, default=72, help="of its answers, thinking included")
+    parser.add_argument(
+        "--recurrent", type=Path, help="a chat with recurrent state; the folder of a model with a tokenizer"
+    )
     parser.add_argument("--result", type=Path, help="write the figures here as JSON")
     args = parser.parse_args()
     if args.thinking:
@@ -180,6 +184,12 @@ def main() -> int:
         return _finish(
             result, args.result, right=not any(side["integrity_errors"] for side in found.values())
         )
+    if args.recurrent is not None:
+        found = recurrent.run(stream, args.recurrent, args.turns)
+        flags = {"recurrent": str(args.recurrent), "turns": args.turns}
+        sides = [found["kept"], found["not_kept"]]
+        right = found["same_texts"] and not any(side["integrity_errors"] for side in sides)
+        return _finish(report.provenance("prefix", flags=flags, seed=SEED) | found, args.result, right=right)
     rng = random.Random(SEED)
     config = {"model": {"path": "demo:smollm2"}, "cache": {"memory_mb": 1024, "block_size": BLOCK_SIZE}}
     with ServerProcess(config, ready_seconds=600) as server:
