@@ -24,6 +24,8 @@ SALT_BYTES = 16
 Pairs = tuple[tuple[int, int], ...]
 MAX_KNOWN_PROMPTS = 4096
 """Prompts by whose digest an identical one is recognised."""
+MAX_CHECKED_BLOCKS = 4096
+"""of a pool whose blocks are looked at one by one for leaks: 3.7 ms if all are cached, on the event loop"""
 
 
 @dataclass(slots=True, frozen=True)
@@ -363,8 +365,12 @@ class KvManager:
         return -(-num_tokens // self.block_size) <= self.num_total_blocks
 
     def check_integrity(self) -> None:
-        """Free + cached + owned = all, each count right. Raises AssertionError with the numbers."""
-        self.index.check_integrity(self._held)
+        """Each block of a small pool has exactly the references it should; no slot is free twice.
+
+        Raises AssertionError with the numbers.
+        """
+        if self.pool.num_blocks <= MAX_CHECKED_BLOCKS:
+            self.index.check_integrity(self._held)
         if len(set(self._free_slots)) != len(self._free_slots):
             raise AssertionError(f"a slot is free twice: {sorted(self._free_slots)}")
         if self._copies:

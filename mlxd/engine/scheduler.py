@@ -135,7 +135,10 @@ class Scheduler:
         self.cost.observe(step.num_decode_rows, step.num_chunk_tokens, seconds)
 
     def check_integrity(self) -> None:
-        """Every slot and block has exactly the owners it should. Raises AssertionError."""
+        """Every slot has its request; where nothing runs, free + cached + pinned blocks are all there are.
+
+        And what KvManager looks at. Raises AssertionError with the numbers.
+        """
         self.kv.check_integrity()
         if self.kv.num_used_slots != len(self.running):
             raise AssertionError(f"{self.kv.num_used_slots} slots for {len(self.running)} running requests")

@@ -27,8 +27,8 @@ EARLY_PLAN_ROWS = 16
 """Results of so many rows are looked at after the next plan is sent: on a GPU the worker would wait for it. A
 request that ends here then has one more row that nobody wants, which among so many costs less."""
 IDLE_CHECK_SECONDS = 1.0
-"""How long the worker has been idle when its pump looks for leaks: that takes 2 ms for 10,000 blocks, which
-neither the last answer's end nor a request that follows at once need wait for."""
+"""How long the worker has been idle when its pump looks for leaks: that takes some milliseconds, for which
+neither the last answer's end nor a request that follows at once need wait."""
 
 
 class StepPump:

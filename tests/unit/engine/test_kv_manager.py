@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from mlxd.config import SchedulerConfig
+from mlxd.engine import kv_manager
 from mlxd.engine.kv_manager import KvManager
 from mlxd.engine.prefix_report import Cause, HitType
 from mlxd.engine.request import GenerationRequest, Request, RequestStatus
@@ -245,6 +247,19 @@ def test_finishing_with_an_error_forgets_and_otherwise_keeps() -> None:
         steps.sample(steps.plan(), 8)
         scheduler.finish(request, status)
         assert (scheduler.kv.num_cached_blocks == 0) == (status is RequestStatus.FINISHED_ERROR)
+        scheduler.check_integrity()
+
+
+def test_a_large_pools_leaks_show_in_the_totals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To look at each of its blocks would hold up whoever comes meanwhile."""
+    scheduler = Scheduler(SchedulerConfig(max_num_seqs=4), make_kv())
+    scheduler.kv.index = cast(Any, SimpleNamespace(num_evictable=0, check_integrity=lambda held: 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        scheduler.check_integrity()
+    monkeypatch.setattr(kv_manager, "MAX_CHECKED_BLOCKS", 19)
+    scheduler.check_integrity()
+    scheduler.kv.pool.allocate(1)
+    with pytest.raises(AssertionError, match="1 blocks are owned and 0 pinned, but nothing runs"):
         scheduler.check_integrity()
 
 
