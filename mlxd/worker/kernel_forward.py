@@ -18,17 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from mlxd.step import NULL_BLOCK
 from mlxd.worker.attention.kernel import KernelLayer, Order, StepRows
-from mlxd.worker.attention.layout import (
-    MAX_FLAT_TOKENS,
-    ROW_BUCKETS,
-    ROW_STEP,
-    TOKEN_STEP,
-    StepLayout,
-    at_least,
-    common_size,
-    power_of_two,
-    table_capacity,
-)
+from mlxd.worker.attention.layout import MAX_FLAT_TOKENS, StepLayout, table_capacity
 from mlxd.worker.attention.step_shape import StepShape
 from mlxd.worker.batch import StepBatch, table_starts
 from mlxd.worker.cache_tree import with_leaves
@@ -38,6 +28,7 @@ from mlxd.worker.kernels.paged import PagedKernels, Rows
 from mlxd.worker.kernels.tile import MIN_PART_TOKENS
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import RowSelection
+from mlxd.worker.step_sizes import ROW_BUCKETS, ROW_STEP, TOKEN_STEP, at_least, common_size, power_of_two
 from mlxd.worker.support import gather_fails
 from mlxd.worker.warmup import StepLimits, WarmStep
 

@@ -14,6 +14,7 @@ from mlxd.errors import ConfigError
 from mlxd.step import MIN_PROMPT_ROWS, MemoryPlan
 from mlxd.worker.kernels.tile import TILE_QUERIES, prefill_splits
 from mlxd.worker.platform import Device
+from mlxd.worker.step_sizes import ROW_BUCKETS, ROW_STEP, TOKEN_STEP, at_least, common_size, power_of_two
 
 MIB = 1024 * 1024
 MIN_POOL_TOKENS = 256
@@ -129,11 +130,14 @@ def activation_bytes(
     scores, in tiles of a bounded size. Of these copies one layer's are counted on CUDA too, though the device
     may be that many layers behind: there they are gigabytes that few steps need, and where they do not fit,
     MLX waits for the device (platform.set_memory_limits). The prefill kernel, which runs on `prefill_cores`
-    where they are not 0, makes neither.
+    where they are not 0, makes neither. Steps are filled up to sizes that come often: on CUDA all tokens of
+    those with chunks, on each GPU the rows that are projected, of which only the first are sampled from.
     `max_context`: the longest sequence that can occur, in tokens.
     """
     scheduler = config.scheduler
     tokens = min(scheduler.max_num_batched_tokens, scheduler.max_num_seqs * max_context)
+    if device_kind == "cuda":
+        tokens = common_size(tokens, TOKEN_STEP)
     layer = tokens * dtype_bytes * shape.values_per_token()
     beside = 0
     if prefill_cores:
@@ -145,8 +149,16 @@ def activation_bytes(
         gathered = max_context if device_kind == "cpu" else max(max_context, MAX_GATHERED_TOKENS)
         beside = 2 * gathered * kv_bytes_per_token // shape.num_layers
         beside += 2 * min(SCORES_BYTES, 4 * shape.num_heads * tokens * max_context)
-    logits = (scheduler.max_num_seqs + MIN_PROMPT_ROWS) * shape.vocab_size * 4 * LOGITS_COPIES
+    rows = scheduler.max_num_seqs + MIN_PROMPT_ROWS
+    logits = (_filled_rows(rows, device_kind) + rows * (LOGITS_COPIES - 1)) * shape.vocab_size * 4
     return max(live_layers(shape, device_kind) * layer + beside, logits)
+
+
+def _filled_rows(rows: int, device_kind: str) -> int:
+    """That a step projects for as many as are looked at."""
+    if device_kind == "cpu":
+        return rows
+    return power_of_two(rows) if device_kind == "cuda" else at_least(rows, ROW_BUCKETS, ROW_STEP)
 
 
 def live_layers(shape: ModelShape, device_kind: str) -> int:

@@ -15,6 +15,7 @@ from mlxd.worker.kernels.paged import PagedKernels
 from mlxd.worker.memory import (
     CUDA_LAYERS,
     LATENT_COPIES,
+    LOGITS_COPIES,
     MIB,
     SCORES_BYTES,
     ModelShape,
@@ -237,6 +238,28 @@ def test_the_plan_is_what_an_h100_took() -> None:
     assert 1.51e9 < planned < 1.05 * 1.51e9
     copies = 2 * 40960 * QWEN.kv_bytes_per_token(2) // 28 + 2 * SCORES_BYTES
     assert step_bytes(QWEN, 40960, prefill_cores=0) == planned + copies
+
+
+@pytest.mark.parametrize("cores", [H100_CORES, 0])
+def test_what_steps_are_filled_up_to_is_planned(cores: int) -> None:
+    """2,100 tokens run as 2,560 on CUDA, and 160 logits as 256."""
+
+    def planned(tokens: int, kind: str, **sizes: int) -> int:
+        config = Config(scheduler=SchedulerConfig(max_num_seqs=128, max_num_batched_tokens=tokens))
+        return activation_bytes(
+            replace(QWEN, **sizes),
+            config,
+            max_context=4096,
+            kv_bytes_per_token=QWEN.kv_bytes_per_token(2),
+            dtype_bytes=2,
+            device_kind=kind,
+            prefill_cores=cores,
+        )
+
+    assert planned(2048, "cuda") < planned(2100, "cuda") == planned(2560, "cuda") < planned(2561, "cuda")
+    vocab, copies = 1_000_000, LOGITS_COPIES - 1  # large enough to outweigh the layers
+    for kind, rows in (("cuda", 256), ("metal", 160), ("cpu", 160)):
+        assert planned(256, kind, vocab_size=vocab) == (rows + 160 * copies) * vocab * 4
 
 
 def test_parts_of_prefill_are_planned_where_they_come_with_most_tokens() -> None:

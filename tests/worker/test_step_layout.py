@@ -11,21 +11,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxd.worker.attention.layout import (
-    ROW_BUCKETS,
-    ROW_STEP,
-    Chunk,
-    StepLayout,
-    at_least,
-    common_size,
-    power_of_two,
-)
+from mlxd.worker.attention.layout import Chunk, StepLayout
 from mlxd.worker.batch import StepBatch, table_starts
 from mlxd.worker.kernel_forward import MAX_GRAPHS, KernelForward, MixedSteps, full_steps
 from mlxd.worker.kernels.paged import PagedKernels
 from mlxd.worker.kernels.tile import TILE_QUERIES
 from mlxd.worker.kv_pool import KvPool
 from mlxd.worker.patching import patch_attention, patch_projection
+from mlxd.worker.step_sizes import ROW_BUCKETS, ROW_STEP, at_least, common_size, power_of_two
 from mlxd.worker.support import layer_shapes
 from mlxd.worker.warmup import StepLimits
 from tests.worker.tiny_models import tiny_model

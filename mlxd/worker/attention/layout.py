@@ -17,18 +17,13 @@ from mlxd.step import NULL_BLOCK
 from mlxd.worker.attention.step_shape import LongShape, RowsShape, StepShape, TiledShape
 from mlxd.worker.batch import Chunk, StepBatch, table_starts
 from mlxd.worker.kernels.tile import TILE_QUERIES
+from mlxd.worker.step_sizes import ROW_BUCKETS, ROW_STEP, TOKEN_STEP, at_least, common_size, power_of_two
 
 Int32s = npt.NDArray[np.int32]
 
-ROW_BUCKETS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
-ROW_STEP = 64
-"""More rows come in multiples of this."""
 MIN_TABLE = 1024
 ROW_TABLE = 64
 """Tables have room for so many blocks a decode row, MIN_TABLE at least, or four times as many, and so on."""
-TOKEN_STEP = 64
-SIZES = 4
-"""a power of two"""
 MAX_FLAT_TOKENS = 16
 """Chunks up to this long run as rows of one query each."""
 QUERY_STEP = 64
@@ -107,23 +102,6 @@ class StepLayout:
             StepShape(count, num_logits, len(tables), decode, flat, tiled, tuple(longs)),
             np.concatenate([*head, *arrays], dtype=np.int32),
         )
-
-
-def common_size(size: int, step: int) -> int:
-    """The next multiple of `step` that is one of few: SIZES from a size to its double."""
-    steps = -(-size // step)
-    grain = max(1, (1 << (steps - 1).bit_length()) // (2 * SIZES))
-    return -(-steps // grain) * grain * step
-
-
-def power_of_two(count: int) -> int:
-    """The smallest that is at least `count`."""
-    return 1 << (count - 1).bit_length()
-
-
-def at_least(count: int, buckets: Sequence[int], step: int) -> int:
-    """The smallest bucket, or multiple of `step` beyond them, that holds `count`."""
-    return next((bucket for bucket in buckets if bucket >= count), -(-count // step) * step)
 
 
 def _filled(array: Int32s, size: int) -> Int32s:
