@@ -10,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -52,13 +53,20 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str:
-    """The checkout's commit, with `+dirty` where tracked files differ; `unknown` outside git."""
+def commit(root: Path = ROOT, environ: Mapping[str, str] = os.environ) -> str:
+    """The checkout's commit, with `+dirty` where tracked files differ.
+
+    A copy without git, as on a borrowed machine, is told it: in MLXD_COMMIT, which comes first, or in a file
+    COMMIT at its root (`git describe --always --abbrev=12 --dirty=+dirty > COMMIT`); else it is `unknown`.
+    """
+    if environ.get("MLXD_COMMIT"):
+        return environ["MLXD_COMMIT"]
     try:
         command = ["git", "describe", "--always", "--abbrev=12", "--dirty=+dirty"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        file = root / "COMMIT"
+        return file.read_text().strip() if file.is_file() else "unknown"
 
 
 def write(path: Path, result: dict[str, object]) -> None:
