@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
 
 
-def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
+def kernel_runner(model: nn.Module, kernels: ShimKernels, *, num_snapshots: int = 0) -> Runner:
     return Runner(
         model,
         num_blocks=NUM_BLOCKS,
@@ -57,6 +57,7 @@ def kernel_runner(model: nn.Module, kernels: ShimKernels) -> Runner:
         max_num_seqs=40,
         dtype=mx.float32,
         kernels=kernels,
+        num_snapshots=num_snapshots,
     )
 
 
@@ -312,11 +313,15 @@ def test_tokens_are_mlx_lms_beside_recurrent_state(
 ) -> None:
     model = tiny_model(name)
     kernels = ShimKernels(dialect, folder, matrix_units=matrix_units)
-    runner = kernel_runner(model, kernels)
-    assert runner.attention_name == "kernel" and not runner.shares_prefixes
+    runner = kernel_runner(model, kernels, num_snapshots=1)
+    assert runner.attention_name == "kernel" and runner.shares_prefixes
     driver = Driver(runner, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
+    kept = driver.add(prompt_of(BLOCK_SIZE + 1), chunk_size=BLOCK_SIZE)
+    driver.save(kept, 0)
     sequences = [driver.add(prompt_of(length, length), chunk_size=size) for length, size in SHAPES[:5]]
     driver.run(3, wait=False)
+    goes_on = driver.resume(0, kept.blocks[:1], [*kept.prompt[:BLOCK_SIZE], *prompt_of(6, 2)], chunk_size=4)
+    sequences += [kept, goes_on]
     driver.preempt(sequences[1])
     driver.run(5, wait=False)
     kinds = {"write", "decode", "take", "collect", "prefill" if matrix_units else "gather"}

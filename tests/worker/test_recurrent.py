@@ -50,6 +50,15 @@ def check(sequence: Sequence, name: str) -> None:
     assert sequence.outputs == tokens
 
 
+def keep_state(driver: Driver, sequence: Sequence, num_tokens: int, snapshot: int) -> None:
+    """Have the state saved that a sequence which decodes has behind so many tokens."""
+    while sequence.num_computed < num_tokens - 1:
+        driver.step(wait=False)
+    assert sequence.num_computed == num_tokens - 1
+    driver.save(sequence, snapshot)
+    driver.step(wait=False)
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_tokens_are_mlx_lms(name: str) -> None:
     """In steps that mix decode rows and chunks of all kinds, one in flight; one sequence begins anew, and one
@@ -81,11 +90,8 @@ def test_sequences_go_on_from_states_that_were_kept(name: str) -> None:
     driver.step()
     other = driver.add(prompt_of(7, 3))
     driver.run(2, wait=False)
-    while first.num_computed < 11:
-        driver.step()
-    driver.save(first, 1)
-    driver.step()
-    assert first.num_computed == 12 and other in driver.sequences
+    keep_state(driver, first, 12, 1)
+    driver.drain()
     known = [*first.prompt, *first.outputs][:12]
     begun = known[:8], first.blocks[:2]
     goes_on = known, first.blocks[:3]
@@ -171,7 +177,8 @@ def test_what_is_not_a_number_stays_with_its_sequence(name: str) -> None:
 
 
 def test_decode_rows_run_as_compiled_graphs() -> None:
-    """Of a model without attention, so that no kernel is needed: in batches that grow, shrink and fill up."""
+    """Of a model without attention, so that no kernel is needed: in batches that grow, shrink and fill up. Of
+    one the states are kept, alone and in company."""
     runner = Runner(
         model("mamba2"),
         num_blocks=NUM_BLOCKS,
@@ -179,6 +186,7 @@ def test_decode_rows_run_as_compiled_graphs() -> None:
         max_num_seqs=4,
         dtype=mx.float32,
         kernels=PagedKernels("metal", 4),
+        num_snapshots=2,
     )
     assert runner.self_check() == [] and runner.attention_name == "recurrent"
     runner.warmup(1)
@@ -191,6 +199,16 @@ def test_decode_rows_run_as_compiled_graphs() -> None:
     driver.remove(gone)
     driver.run(NUM_OUTPUTS, wait=False)
     for sequence in sequences:
+        check(sequence, "mamba2")
+    [first, last] = sequences
+    keep_state(driver, first, 16, 0)
+    driver.remove(last)
+    keep_state(driver, first, 24, 1)
+    driver.drain()
+    known = [*first.prompt, *first.outputs]
+    resumed = [driver.resume(n, first.blocks[: 4 + 2 * n], [*known[: 16 + 8 * n], 3, 5]) for n in (0, 1, 1)]
+    driver.run(NUM_OUTPUTS, wait=False)
+    for sequence in (first, *resumed):
         check(sequence, "mamba2")
 
 
