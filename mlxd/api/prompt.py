@@ -17,7 +17,7 @@ from mlxd.api.grammars import Constraint, constrain
 from mlxd.api.sequences import SequencePlan
 from mlxd.api.served_model import ServedModel
 from mlxd.api.threads import MANY_MESSAGES, off_loop_if
-from mlxd.chat.format import AnswerFormat
+from mlxd.chat.format import AnswerFormat, RenderedChat
 from mlxd.chat.pipeline import OutputPipeline
 from mlxd.chat.structured import StructuredOutput
 from mlxd.chat.tools import ToolChoice, read_tool_choice, read_tools
@@ -25,6 +25,9 @@ from mlxd.chat.types import ToolSpec
 from mlxd.engine.thinking import ThinkingParams
 from mlxd.errors import InvalidRequestError
 from mlxd.step import GrammarSpec
+
+MAX_JOINED_TOKENS = 8
+"""that a text ends with and that are others where it goes on"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,8 @@ class ChatPrompt:
     thinking: ThinkingParams | None
     constraint: Constraint | None = None
     conversation: Conversation | None = None
+    num_opening_tokens: int = 0
+    """before the first words of a user; 0 where no use is made of that"""
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
         """`plan` with what the prompt and the answer's format ask of the engine."""
@@ -71,6 +76,7 @@ class ChatPrompt:
             make_end_check=None if self.answer.max_calls is None else self.answer.end_check,
             num_prompt_characters=len(self.text),
             message_starts=self.message_starts,
+            num_opening_tokens=self.num_opening_tokens,
         )
 
     def pipelines(
@@ -132,7 +138,10 @@ async def encode_conversation(
         rendered = await off_loop_if(len(messages) >= MANY_MESSAGES, render)
     except RecursionError as error:  # JSON within a string (a call's arguments) escapes the body's own limit
         raise InvalidRequestError("messages: nested too deeply", param="messages") from error
-    [token_ids] = await model.encode([rendered.text], add_special_tokens=add_special_tokens)
+    texts = [rendered.text]
+    if model.keeps_states:
+        texts.append(_opening(rendered, messages))
+    token_ids, *openings = await model.encode(texts, add_special_tokens=add_special_tokens)
     if rendered.answer.thinking_tags is None and not insists_on_budget:
         thinking_token_budget = None
     thinking = _thinking_params(model, rendered.answer, thinking_token_budget)
@@ -152,7 +161,22 @@ async def encode_conversation(
         thinking,
         constraint,
         conversation if add_generation_prompt else None,
+        _num_common(token_ids, openings[0]) if openings else 0,
     )
+
+
+def _opening(rendered: RenderedChat, messages: Sequence[dict[str, Any]]) -> str:
+    """What comes before the first words of a user: system prompt and tools, most often."""
+    starts = zip(messages, rendered.message_starts, strict=True)
+    return rendered.text[: next((start for message, start in starts if message["role"] == "user"), 0)]
+
+
+def _num_common(token_ids: list[int], opening: list[int]) -> int:
+    """How many tokens of a text are those of its beginning, whose last ones may be joined to what follows."""
+    for length in range(len(opening), max(0, len(opening) - MAX_JOINED_TOKENS), -1):
+        if token_ids[:length] == opening[:length]:
+            return length
+    return 0
 
 
 def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:

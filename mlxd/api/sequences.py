@@ -47,6 +47,7 @@ class SequencePlan(msgspec.Struct, frozen=True, kw_only=True):
     cache_salt: str = ""
     num_prompt_characters: int = 0
     message_starts: tuple[int, ...] = ()
+    num_opening_tokens: int = 0
     prompt_logprobs: int = -1
     end_token_ids: tuple[int, ...] = ()
 
@@ -75,6 +76,7 @@ class SequencePlan(msgspec.Struct, frozen=True, kw_only=True):
                 cache_salt=self.cache_salt,
                 num_prompt_characters=self.num_prompt_characters,
                 message_starts=self.message_starts,
+                num_opening_tokens=self.num_opening_tokens,
                 stream_interval=self.stream_interval,
                 timeout_seconds=self.timeout_seconds,
             )

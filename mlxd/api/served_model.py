@@ -101,6 +101,11 @@ class ServedModel:
         return info.vocab_size if info is not None else self.tokenizer.vocab_size
 
     @property
+    def keeps_states(self) -> bool:
+        """Whether it has recurrent layers whose states are kept where prompts are likely to part."""
+        return self._engine.keeps_states
+
+    @property
     def max_model_len(self) -> int | None:
         """Prompt and generated tokens together; None while it is unknown."""
         info = self._engine.info

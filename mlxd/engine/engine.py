@@ -271,6 +271,11 @@ class Engine:
         """Whether requests reuse what others have computed."""
         return self.scheduler is not None and self.scheduler.kv.prefix_caching
 
+    @property
+    def keeps_states(self) -> bool:
+        """Whether they do so only up to places where the state of recurrent layers was kept."""
+        return self.scheduler is not None and self.scheduler.kv.states is not None
+
     def num_cached_tokens(self, token_ids: list[int], cache_salt: str) -> int:
         """How many of the first of `token_ids` a request with that salt could reuse now."""
         return 0 if self.scheduler is None else self.scheduler.kv.num_cached_tokens(token_ids, cache_salt)

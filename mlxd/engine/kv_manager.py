@@ -230,8 +230,9 @@ class KvManager:
         if self._second_tier is not None:
             self._second_tier.admitted(request, self._tokens(request), match.block_ids)
         if self.states is not None:
+            wanted = match.branch, request.params.num_opening_tokens
             answers = request.max_tokens > 0
-            self.states.begin(slot, match.snapshot, match.branch, request.num_prompt_tokens, answers)
+            self.states.begin(slot, match.snapshot, wanted, request.num_prompt_tokens, answers=answers)
         if request.prefix_hit is None:
             # Tokens of the answer that are known already may be cached too.
             num_matched = min(num_matched, request.num_prompt_tokens - 1)

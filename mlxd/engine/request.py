@@ -75,6 +75,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """of the prompt's text; with `message_starts`"""
     message_starts: tuple[int, ...] = ()
     """where known, the character of the prompt's text where each message begins"""
+    num_opening_tokens: int = 0
+    """where known, those of the prompt before a user's first words: other conversations may begin so too"""
     also_known_as: str = ""
     """another id by which its client may ask for it; several requests can have the same"""
     background: bool = False

@@ -4,8 +4,8 @@ It does not know tensors, blocks or plans. A state cannot be cut back as blocks 
 takes the very state at its end. So prompts are cut where one is likely to be asked for, and it is kept there:
 
 - near a prompt's end, for the next turn and for other answers to it;
-- where a prompt parts from what is cached, because what two have had in common a third may have too: a system
-  prompt with its tools, for every conversation from the third on;
+- before a user's first words, for other conversations under the same system prompt, with the same tools;
+- where a prompt parts from what is cached, because what two have had in common a third may have too;
 - as far as a running request has come, now and then, so that little is lost of one that is preempted or
   cancelled, or whose answer is shown again as it was. Each has one of these: a later one takes its place.
 
@@ -17,6 +17,7 @@ state that was loaded is its sequence's own.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from mlxd._ext.hashed_tokens import HashedTokens
@@ -93,9 +94,15 @@ class Snapshots:
     # A request's life: slots are those of the block tables
 
     def begin(
-        self, slot: int, snapshot: Snapshot | None, branch: int, num_prompt_tokens: int, answers: bool
+        self,
+        slot: int,
+        snapshot: Snapshot | None,
+        wanted: Iterable[int],
+        num_prompt_tokens: int,
+        *,
+        answers: bool,
     ) -> None:
-        """The slot's request goes on from `snapshot`; `branch`: where it parts from what is cached, or 0."""
+        """The slot's request goes on from `snapshot`. Others might from the positions `wanted`."""
         start = 0
         if snapshot is not None:
             start = snapshot.num_blocks * self._block_size
@@ -104,7 +111,9 @@ class Snapshots:
         points: list[int] = []
         # Where nothing is generated, the prompt is computed for the sake of its state alone.
         least = (MIN_BLOCKS if answers else 1) * self._block_size
-        for point in sorted({branch, self.last_point(num_prompt_tokens, answers=answers)}):
+        last = self.last_point(num_prompt_tokens, answers=answers)
+        whole = {position - position % self._block_size for position in wanted if position < last}
+        for point in sorted({*whole, last}):
             if point - (points[-1] if points else start) >= least:
                 points.append(point)
         self._sequences[slot] = _Sequence(tuple(points), start, snapshot)

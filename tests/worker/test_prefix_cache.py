@@ -40,8 +40,8 @@ TIE = 1e-4
 
 @pytest.fixture(scope="module", params=["llama-windows", "lfm2"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llama with a window in every other layer, or recurrent layers beside attention, and random weights; token
-    n is the word `tn`, EOS is 1."""
+    """Llama with a window in every other layer, or layers with a state beside attention, and random weights;
+    token n is the word `tn`, EOS is 1."""
     path = tmp_path_factory.mktemp("tiny")
     model = tiny_model(request.param)
     mx.save_safetensors(str(path / "model.safetensors"), dict(tree_flatten(model.parameters())))

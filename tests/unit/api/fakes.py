@@ -184,6 +184,7 @@ class FakeEngine:
         """give no outputs until release()"""
         self.stats = EngineStats()
         self.shares_prefixes = False
+        self.keeps_states = False
         """let the API think that prompts are cached; then those that nobody waits for are submitted too"""
         self.submitted: list[GenerationRequest] = []
         self.cancelled: list[str] = []

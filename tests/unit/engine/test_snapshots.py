@@ -118,6 +118,20 @@ def test_what_two_had_in_common_the_third_reuses(harness: Harness) -> None:
     play(harness, scenario)
 
 
+def test_the_second_conversation_reuses_an_opening_that_is_known(harness: Harness) -> None:
+    async def scenario(h: Any, rng: random.Random) -> None:
+        system = prompt_of(rng, 50)
+        for number, expected in enumerate((0, 48, 48)):
+            prompt = [*system, number + 2, *prompt_of(rng, 30)]
+            output = await answer(h, f"{number}", prompt, num_opening_tokens=50)
+            assert output.num_cached_tokens == expected
+            assert (await answer(h, f"{number} again", prompt)).num_cached_tokens == last_state(81)
+        short = await answer(h, "short", [*system, 9], num_opening_tokens=50)
+        assert short.num_cached_tokens == 48
+
+    play(harness, scenario)
+
+
 def test_short_prompts_cost_no_chunk_of_their_own(harness: Harness) -> None:
     async def scenario(h: Any, rng: random.Random) -> None:
         length = MIN_BLOCKS * BLOCK_SIZE + TAIL_TOKENS
