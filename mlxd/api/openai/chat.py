@@ -381,8 +381,8 @@ def _template_kwargs(fields: ChatCompletionRequest, budget: int | None) -> dict[
 
 def _echo(messages: Sequence[ChatMessage]) -> str:
     """The text of the final message if it is the assistant's: the answer goes on from there, as in vLLM."""
-    last = messages[-1]
-    if last.role != "assistant" or last.content is None:
+    last = messages[-1] if messages else None
+    if last is None or last.role != "assistant" or last.content is None:
         return ""
     if isinstance(last.content, str):
         return last.content

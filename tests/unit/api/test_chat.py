@@ -399,6 +399,7 @@ def test_long_prompts_are_tokenised_in_a_thread(monkeypatch: pytest.MonkeyPatch)
         {"chat_template_kwargs": {"messages": []}},
         {"chat_template_kwargs": 5},
         {"messages": []},
+        {"messages": [], "echo": True},
         {"messages": None},
         {"messages": "Hi"},
     ],
