@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.gbnf_to_lark import any_to_lark
 
 from mlxd.chat.lark import literal
@@ -25,6 +25,11 @@ Grammar = Mapping[str, Any]
 WHITESPACE_PATTERN = r"\n?[ \t]{0,40}"
 
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
+
+_BYTES = LLTokenizer("byte")
+"""Every byte a token: for what can be told of a grammar without the model's."""
+_FITS_NOTHING = "NoExtensionBias"
+"""llguidance's word for a place at which no token is allowed."""
 
 _SUBSCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains")
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -116,15 +121,37 @@ def compile_error(text: str) -> str | None:
     It may take long, and releases the interpreter.
     """
     is_error, messages = LLMatcher.validate_grammar_with_warnings(text)
-    return str(messages[0])[:1000] if is_error else None
+    if is_error:
+        return str(messages[0])[:1000]
+    matcher = _byte_matcher(text)
+    return None if matcher.is_error() else _beginning_error(matcher)  # some name tokens of the model's
 
 
 def is_possible(terminal: str) -> bool:
     """Whether any text matches a terminal of Lark. It takes a millisecond or more."""
     grammar = {"grammars": [{"lark_grammar": f"start: T\nT: {terminal}"}]}
-    matcher = LLMatcher(LLTokenizer("byte"), json.dumps(grammar), log_level=0)
+    return _beginning_error(_byte_matcher(json.dumps(grammar))) is None
+
+
+def _byte_matcher(grammar: str) -> LLMatcher:
+    """With the worker's limits, over single bytes."""
+    limits = LLParserLimits(verbose_errors=False)
+    return LLMatcher(_BYTES, grammar, log_level=0, limits=limits)
+
+
+def _beginning_error(matcher: LLMatcher) -> str | None:
+    """Why a text cannot get past where the grammar first leaves a choice; None where it can.
+
+    Some grammars fit no text, or are too large from a place on, which compiling does not tell.
+    """
     matcher.compute_bitmask()
-    return not matcher.is_error()
+    if not matcher.is_error():
+        matcher.consume_tokens(matcher.compute_ff_tokens())
+        matcher.compute_bitmask()
+    if not matcher.is_error():
+        return None
+    error = str(matcher.get_error()).partition("\n")[0]
+    return "nothing fits it" if error.startswith(_FITS_NOTHING) else error
 
 
 def enforceable(schema: dict[str, Any] | bool) -> dict[str, Any] | bool:

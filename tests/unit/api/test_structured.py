@@ -98,6 +98,8 @@ SCHEMA_PARAM = "response_format.json_schema.schema"
         ({"guided_grammar": ""}, "guided_grammar"),
         ({"guided_grammar": "start: NOTHING"}, "guided_grammar"),
         ({"guided_grammar": "root ::= ("}, "guided_grammar"),
+        ({"guided_grammar": 'root ::= "a" root'}, "guided_grammar"),
+        ({"guided_regex": r"[^\x00-\x{10FFFF}]"}, "guided_regex"),
         ({"structured_outputs": {"json": OBJECT, "regex": "a"}}, "structured_outputs"),
         ({"structured_outputs": {"structural_tag": "a"}}, "structured_outputs.structural_tag"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs.regex"),
@@ -133,6 +135,7 @@ def test_what_is_wrong_is_a_400_that_names_it(engine: FakeEngine, fields: dict[s
         {"$dynamicRef": "#a"},
         {"$ref": "https://example.com/schema"},
         {"$ref": "#/$defs/missing"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
         {"type": "string", "format": "regex"},
         {"type": "string", "pattern": "(a)\\1"},
         {"type": "strin"},
@@ -149,6 +152,18 @@ def test_a_schema_that_nobody_would_enforce_is_refused(engine: FakeEngine, schem
     response = ask(engine, {"guided_json": schema})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "guided_json"
+
+
+def test_a_schema_with_too_many_keys_to_choose_from_is_refused_before_the_worker_fails(
+    engine: FakeEngine,
+) -> None:
+    schema = {"type": "object", "properties": {f"key{i}": {"type": "integer"} for i in range(510)}}
+    response = ask(engine, {"guided_json": schema})
+    assert response.status_code == 400
+    assert "Current row has 2047 items; max is 2000" in response.json()["error"]["message"]
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    response = ask(engine, {"tools": [tool], "tool_choice": "required"})
+    assert response.json()["error"]["param"] == "tools[0].function.parameters"
 
 
 @pytest.mark.parametrize(
