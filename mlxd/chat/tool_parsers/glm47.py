@@ -35,7 +35,7 @@ class GLM47Format(TaggedFormat):
     """Understands the other bodies of its tag too: JSON and function tags."""
 
     name = "glm47"
-    aliases = ("glm4",)
+    aliases: ClassVar[tuple[str, ...]] = ("glm4",)
     tags: ClassVar[ArgumentTags] = ArgumentTags("", TOOL_CALL_END)
     template_hints: ClassVar[tuple[str, ...]] = (tags.key,)
     model_types: ClassVar[tuple[str, ...]] = ("glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa")

@@ -16,6 +16,7 @@ LONGCAT_TAGS = ArgumentTags("longcat_", "</longcat_tool_call>")
 
 class LongCatFormat(GLM47Format):
     name = "longcat"
+    aliases = ()
     markers: ClassVar[tuple[str, ...]] = (LONGCAT_CALL,)
     closers: ClassVar[dict[str, str]] = {LONGCAT_CALL: LONGCAT_TAGS.call_end}
     tags = LONGCAT_TAGS

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxd.chat.tool_parsers import call_ids, detect, get, make_parser, names
+from mlxd.chat.tool_parsers import call_ids, detect, get, make_parser, names, registry
 from mlxd.errors import ConfigError
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -151,3 +151,5 @@ def test_every_parser_has_a_table_of_size(name: str) -> None:
 
 def test_every_parser_is_listed_here() -> None:
     assert set(ALIASES) == {get(name).name for name in names()}
+    given = [name for cls in registry._FORMATS for name in (cls.name, *cls.aliases)]
+    assert sorted(given) == list(names()), "two parsers have a name"
