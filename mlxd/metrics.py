@@ -24,7 +24,7 @@ REQUEST_SECONDS = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0),
 )
 LAG_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
-"""5 ms is what the front promises never to exceed (DESIGN 9)."""
+"""5 ms is what the front means never to exceed (bench/stalls.py)."""
 TOKENS = tuple(2.0**n for n in range(18))
 """To 131,072."""
 BATCH_ROWS = tuple(2.0**n for n in range(11))

@@ -8,7 +8,7 @@ tokens took 29 ms a layer with tokens first and 15 ms with heads first, and atte
 (attention/blockwise.py) is possible at all.
 
 MLX's scatter writes in place while nothing else refers to the pool, so pools are never handed out, kept or
-evaluated as outputs (DESIGN 5).
+evaluated as outputs: with that peak memory rose by 40 % and a step's time by 30 %.
 """
 
 from __future__ import annotations

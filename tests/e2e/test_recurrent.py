@@ -1,4 +1,4 @@
-"""The four standing tests (DESIGN 9) over HTTP with a model of recurrent state: a tiny Qwen3.5.
+"""The four standing tests (docs/architecture.md) over HTTP with a model of recurrent state: a tiny Qwen3.5.
 
 The pool is so small that requests in company are preempted, and go on from states that were kept.
 """

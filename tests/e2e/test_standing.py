@@ -1,4 +1,4 @@
-"""The four standing tests (DESIGN 9) over HTTP with SmolLM2 in float32.
+"""The four standing tests (docs/architecture.md) over HTTP with SmolLM2 in float32.
 
 Greedy output equals mlx-lm's own, token for token: alone, in a batch with others that sample, streamed and
 not, and when the pool is so small that requests are preempted.

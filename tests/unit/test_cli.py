@@ -93,7 +93,7 @@ def test_defaults_are_the_guides() -> None:
         "--tool-call-parser": None,
     }
     assert {name: by_flag[name] for name in guide} == guide
-    # API.md: batching and paging are how mlxd works, so both are on.
+    # Batching and paging are how mlxd works, so both are on.
     assert by_flag["--continuous-batching"] is True
     assert by_flag["--use-paged-cache"] is True
 

@@ -100,7 +100,7 @@ FORMATS: dict[str, ReasoningFormat] = {
         ),
     )
 }
-"""What API.md calls the reasoning parsers; `auto` and `none` are choices, not formats."""
+"""What docs/reasoning-parsers.md lists; `auto` and `none` are choices, not formats."""
 
 _BY_NAME = {name: f for f in FORMATS.values() for name in (f.name, *f.aliases)}
 _MARKS = {

@@ -1,4 +1,4 @@
-"""Every error of API.md: as an HTTP answer before a stream, as its last frame within, in both dialects.
+"""Every error that clients meet: an HTTP answer before a stream, its last frame within, in both dialects.
 
 The server, the API and the engine are the real ones. What is wrong with a request has tests of its own in
 Anthropic's dialect (anthropic/test_messages.py), whose fields are others.

@@ -35,7 +35,7 @@ GUIDE_REQUEST: dict[str, Any] = {
     "cached_tokens": int,
     "generated_tokens": int,
     "max_tokens": int,
-    # Beyond the guide, by API.md:
+    # Beyond the guide:
     "prompt_tokens": int,
     "queue_s": float,
     "elapsed_s": float,
