@@ -60,18 +60,18 @@ class ChatPrompt:
 
     def plan(self, plan: SequencePlan) -> SequencePlan:
         """`plan` with what the prompt and the answer's format ask of the engine."""
+        common = plan.common
         grammar: GrammarSpec | None = None
         forced: tuple[int, ...] = ()
         if self.constraint is not None:
             grammar = self.constraint.grammar
             # What was not sampled has no log-probability, and is not looked through for stop strings.
-            if plan.sampling.logprobs < 0 and not plan.stop:
+            if common.sampling.logprobs < 0 and not common.stop:
                 forced = self.constraint.forced_token_ids
-        return msgspec.structs.replace(
-            plan,
-            sampling=msgspec.structs.replace(plan.sampling, grammar=grammar),
+        return plan.with_common(
+            sampling=msgspec.structs.replace(common.sampling, grammar=grammar),
             forced_token_ids=forced,
-            skip_special_tokens=plan.skip_special_tokens and not self.answer.needs_special_tokens,
+            skip_special_tokens=common.skip_special_tokens and not self.answer.needs_special_tokens,
             thinking=self.thinking,
             make_end_check=None if self.answer.max_calls is None else self.answer.end_check,
             num_prompt_characters=len(self.text),

@@ -5,14 +5,12 @@ It does not know a request's schema, messages, prompts' text or answers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from mlxd.config import Config
-from mlxd.engine.request import EndCheck, GenerationRequest
-from mlxd.engine.thinking import ThinkingParams
+from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError
 from mlxd.step import SamplingParams
 from mlxd.text.model_files import ModelFiles
@@ -26,59 +24,31 @@ WHOLE_ANSWER_INTERVAL = 64
 
 
 class SequencePlan(msgspec.Struct, frozen=True, kw_only=True):
-    """What the sequences of a request have in common. `num_sampled` of them are made of each prompt
-    (`best_of`), and the best `num_choices` (`n`) answered."""
+    """The sequences of a request. `num_sampled` of them are made of each prompt (`best_of`), and the best
+    `num_choices` (`n`) answered."""
 
-    max_tokens: int
-    sampling: SamplingParams
-    stop: tuple[str, ...]
-    stream_interval: int
-    timeout_seconds: float
+    common: GenerationRequest
+    """what they are all asked for; each has its own id, prompt, index and seed"""
     num_choices: int = 1
     num_sampled: int = 1
-    seed: int | None = None
-    stop_token_ids: tuple[int, ...] = ()
-    ignore_eos: bool = False
-    skip_special_tokens: bool = True
-    thinking: ThinkingParams | None = None
-    forced_token_ids: tuple[int, ...] = ()
-    make_end_check: Callable[[], EndCheck] | None = None
-    priority: int = 0
-    cache_salt: str = ""
-    num_prompt_characters: int = 0
-    message_starts: tuple[int, ...] = ()
-    num_opening_tokens: int = 0
-    prompt_logprobs: int = -1
-    end_token_ids: tuple[int, ...] = ()
+
+    def with_common(self, **changes: Any) -> SequencePlan:
+        """The same, with `changes` to what is common."""
+        return msgspec.structs.replace(self, common=msgspec.structs.replace(self.common, **changes))
 
     def sequences(self, response_id: str, prompts: list[list[int]]) -> list[GenerationRequest]:
         """One request a sequence: `num_sampled` of the first prompt, then of the second, and so on."""
+        common = self.common
         return [
-            GenerationRequest(
+            msgspec.structs.replace(
+                common,
                 request_id=f"{response_id}-{index}",
                 prompt_token_ids=prompts[index // self.num_sampled],
-                max_tokens=self.max_tokens,
                 index=index,
-                sampling=self.sampling,
                 # Each sequence its own numbers, the same ones whenever the request is repeated.
-                seed=None if self.seed is None else (self.seed + index) & _SEED_MASK,
-                stop=self.stop,
-                stop_token_ids=self.stop_token_ids,
-                end_token_ids=self.end_token_ids,
+                seed=None if common.seed is None else (common.seed + index) & _SEED_MASK,
                 # The same for all sequences of a prompt: the first one asks.
-                prompt_logprobs=self.prompt_logprobs if index % self.num_sampled == 0 else -1,
-                ignore_eos=self.ignore_eos,
-                skip_special_tokens=self.skip_special_tokens,
-                thinking=self.thinking,
-                forced_token_ids=self.forced_token_ids,
-                make_end_check=self.make_end_check,
-                priority=self.priority,
-                cache_salt=self.cache_salt,
-                num_prompt_characters=self.num_prompt_characters,
-                message_starts=self.message_starts,
-                num_opening_tokens=self.num_opening_tokens,
-                stream_interval=self.stream_interval,
-                timeout_seconds=self.timeout_seconds,
+                prompt_logprobs=common.prompt_logprobs if index % self.num_sampled == 0 else -1,
             )
             for index in range(len(prompts) * self.num_sampled)
         ]

@@ -32,6 +32,7 @@ from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, str
 from mlxd.api.services import Services
 from mlxd.api.threads import MANY_MESSAGES, off_loop_if
 from mlxd.chat.structured import StructuredOutput, json_schema
+from mlxd.engine.request import GenerationRequest
 from mlxd.errors import ContextLengthExceeded, InvalidRequestError, ThreadsUnsupported
 
 _REFUSED = ("container", "mcp_servers")
@@ -48,7 +49,9 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
     _refuse_unsupported(fields)
     services.engine.check_ready()
     config = services.config
-    plan = SequencePlan(
+    common = GenerationRequest(
+        request_id="",
+        prompt_token_ids=[],
         max_tokens=fields.max_tokens,
         sampling=resolve_sampling(
             config,
@@ -63,7 +66,7 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
         cache_salt=fields.cache_salt or "",
     )
     prompt = await _encode(fields, services)
-    plan = prompt.plan(plan)
+    plan = prompt.plan(SequencePlan(common=common))
     [pipeline] = prompt.pipelines(1, services.new_id)
     head = MessageHead(
         id=f"msg_{services.new_id()}",
@@ -98,7 +101,7 @@ async def create_message(request: HTTPRequest, services: Services) -> None:
             record.is_complete = True
     if next_turns is not None and record is not None and record.is_complete and record.may_be_reworded:
         answer = answer_message(whole_blocks(record.events(), BlockSplitter(display)))
-        next_turns.add(prompt, answer, request.caller, plan.cache_salt, returns_thinking=True)
+        next_turns.add(prompt, answer, request.caller, common.cache_salt, returns_thinking=True)
 
 
 async def count_tokens(request: HTTPRequest, services: Services) -> None:

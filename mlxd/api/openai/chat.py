@@ -115,7 +115,8 @@ class _Chat:
             model=model.name,
             system_fingerprint=model.fingerprint,
         )
-        self._deadline = asyncio.get_running_loop().time() + self._plan.timeout_seconds
+        timeout = self._plan.common.timeout_seconds or services.config.limits.timeout_seconds
+        self._deadline = asyncio.get_running_loop().time() + timeout
         self._turns: list[_Turn] = []
         self._frames: ChatFrames | None = None
         self._record: AnswerRecord | None = None
@@ -196,7 +197,7 @@ class _Chat:
         if len(self._turns) == 1 and not record.may_be_reworded:
             return
         [answer] = template_messages([msgspec.convert(whole_message(record.events()), ChatMessage)])
-        next_turns.add(first.prompt, answer, self._request.caller, first.plan.cache_salt)
+        next_turns.add(first.prompt, answer, self._request.caller, first.plan.common.cache_salt)
 
     def _choices(self, turn: _Turn, outputs: list[RequestOutput]) -> list[dict[str, Any]]:
         """The best of `outputs`, where more were made than asked for."""
@@ -245,14 +246,14 @@ class _Chat:
         )
         plan = self._plan
         pipelines = prompt.pipelines(
-            plan.num_sampled, services.new_id, skip_special_tokens=plan.skip_special_tokens
+            plan.num_sampled, services.new_id, skip_special_tokens=plan.common.skip_special_tokens
         )
         plan = prompt.plan(plan)
         if is_first:
             limit = services.config.limits.max_prompt_logprobs
             asked = {"prompt_logprobs": fields.prompt_logprobs}
             prompt_logprobs = check_prompt_logprobs([prompt.token_ids], asked, 1, limit)
-            plan = msgspec.structs.replace(plan, prompt_logprobs=prompt_logprobs)
+            plan = plan.with_common(prompt_logprobs=prompt_logprobs)
             if services.next_turns is not None:
                 self._record = services.next_turns.record(prompt, plan.num_sampled)
         mcp, turn_id = None, self._envelope.id
@@ -261,7 +262,7 @@ class _Chat:
                 turn_id += f"-{len(self._turns)}"
                 await self._in_time(services.engine.until_ready(), "the model's worker started anew")
             left = self._deadline - asyncio.get_running_loop().time()
-            plan = msgspec.structs.replace(plan, timeout_seconds=max(left, 0.001))
+            plan = plan.with_common(timeout_seconds=max(left, 0.001))
             mcp = McpTurn(
                 self._mcp_tools.run,
                 is_last=len(self._turns) + 1 >= services.mcp.config.max_turns,

@@ -59,15 +59,14 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
     structured = read_structured_output(fields)
     if structured is not None:
         grammar = await constrain_text(model, structured)
-        plan = msgspec.structs.replace(plan, sampling=msgspec.structs.replace(plan.sampling, grammar=grammar))
+        plan = plan.with_common(sampling=msgspec.structs.replace(plan.common.sampling, grammar=grammar))
     # What the queue cannot take even when it is empty would be refused as overload, again and again.
     max_prompts = min(
         services.config.limits.max_prompts, services.config.scheduler.max_queue // plan.num_sampled
     )
     prompts = await _encode_prompts(fields, model, max_prompts)
     asked = {"logprobs": fields.logprobs if fields.echo else None, "prompt_logprobs": fields.prompt_logprobs}
-    plan = msgspec.structs.replace(
-        plan,
+    plan = plan.with_common(
         prompt_logprobs=check_prompt_logprobs(
             prompts.token_ids, asked, plan.num_choices, services.config.limits.max_prompt_logprobs
         ),
@@ -80,7 +79,7 @@ async def create_completion(request: HTTPRequest, services: Services) -> None:
         model=model.name,
         system_fingerprint=model.fingerprint,
     )
-    echoes = await prompts.texts(model, plan.skip_special_tokens) if fields.echo else None
+    echoes = await prompts.texts(model, plan.common.skip_special_tokens) if fields.echo else None
     answer = _Answer(envelope, plan, fields, prompts.token_ids, echoes, model)
     try:
         generation = services.submit(request, envelope.id, plan.sequences(envelope.id, prompts.token_ids))
@@ -204,7 +203,7 @@ class _Answer:
                 for _ in range(self.plan.num_choices)
             ],
             self.fields.stream_options,
-            awaits_prompt_logprobs=self.plan.prompt_logprobs >= 0,
+            awaits_prompt_logprobs=self.plan.common.prompt_logprobs >= 0,
         )
 
     def whole(self, outputs: list[RequestOutput]) -> dict[str, Any]:
@@ -240,7 +239,7 @@ class _Answer:
                 self.model.tokenizer,
                 fields.logprobs,
                 token_ids,
-                skip_special_tokens=self.plan.skip_special_tokens,
+                skip_special_tokens=self.plan.common.skip_special_tokens,
             )
         return Opening(
             token_ids,

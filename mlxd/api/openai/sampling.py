@@ -12,6 +12,7 @@ import msgspec
 from mlxd.api.openai.schema import ChatCompletionRequest, GenerationFields
 from mlxd.api.sequences import SequencePlan, resolve_sampling, stop_strings, stream_interval
 from mlxd.config import Config
+from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError
 from mlxd.text.model_files import ModelFiles
 
@@ -101,9 +102,9 @@ def plan_sequences(
     stop_token_ids = fields.stop_token_ids or []
     if any(token_id >= vocab_size for token_id in stop_token_ids):
         raise _invalid("stop_token_ids", f"token ids are below {vocab_size}")
-    return SequencePlan(
-        num_choices=num_choices,
-        num_sampled=num_sampled,
+    common = GenerationRequest(
+        request_id="",
+        prompt_token_ids=[],
         max_tokens=max_tokens,
         sampling=msgspec.structs.replace(
             resolve_sampling(
@@ -131,6 +132,7 @@ def plan_sequences(
         stream_interval=stream_interval(config, fields.stream),
         timeout_seconds=min(config.limits.timeout_seconds, fields.timeout or config.limits.timeout_seconds),
     )
+    return SequencePlan(common=common, num_choices=num_choices, num_sampled=num_sampled)
 
 
 def _choices(fields: GenerationFields, max_choices: int) -> tuple[int, int]:
