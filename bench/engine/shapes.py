@@ -76,9 +76,28 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 1e6,
         "tie_word_embeddings": True,
     },
+    "tiny-recurrent": {
+        "model_type": "qwen3_5",
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": 50000,
+        "max_position_embeddings": 40960,
+        "tie_word_embeddings": True,
+    },
 }
-"""config.json of each; `tiny` is for trying the benchmarks out on a CPU, Qwen3.5-small a model with recurrent
-state that two cores run"""
+"""config.json of each; the tiny ones are for trying the benchmarks out on a CPU, Qwen3.5-small is a model
+with recurrent state that two cores run"""
 
 
 def build(name: str, dtype: mx.Dtype) -> nn.Module:

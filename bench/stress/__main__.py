@@ -4,7 +4,7 @@ It does not know how requests are made (asks) or sent (storm). Each greedy answe
 request's on a server without prefix cache that has room for all. Exit code 1 when an answer differs without a
 tie, has no end or two, ends with an error that nobody asked for, or when anything is left over.
 
-`python -m bench.stress [--conversations 2000] [--weather tiny,disk,wide,thinking,kills]`
+`python -m bench.stress [--conversations 2000] [--weather tiny,disk,wide,thinking,kills,recurrent]`
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ THINKING_TEMPLATE = "thinking.jinja"
 class Weather:
     """What a round is like. `clients` talk at once, `sequences` run at once in `blocks` of BLOCK_SIZE tokens,
     `batched_tokens` a step; most answers are shorter than `max_tokens`; `kills`: how often the worker is
-    killed."""
+    killed; `states_mb`: for a model with recurrent state, four times what is there to keep states."""
 
     blocks: int = 52
     sequences: int = 10
@@ -47,6 +47,7 @@ class Weather:
     disk: bool = False
     thinks: bool = False
     kills: int = 0
+    states_mb: int = 0
 
 
 WEATHERS = {
@@ -55,12 +56,17 @@ WEATHERS = {
     "wide": Weather(blocks=260, sequences=40, batched_tokens=512, clients=64, max_tokens=160),
     "thinking": Weather(thinks=True),
     "kills": Weather(disk=True, thinks=True, kills=4),
+    "recurrent": Weather(thinks=True, kills=2, states_mb=1),
 }
 
 
-def write_model(folder: Path) -> None:
-    """In a process of its own: this one need not know MLX."""
-    subprocess.run([sys.executable, "-m", "bench.stress.model", str(folder)], check=True, cwd=report.ROOT)
+def write_model(folder: Path, shape: str) -> str:
+    """Its folder, a part of `folder`. In a process of its own: this one need not know MLX."""
+    path = folder / shape
+    if not path.exists():
+        command = [sys.executable, "-m", "bench.stress.model", str(path), shape]
+        subprocess.run(command, check=True, cwd=report.ROOT)
+    return str(path)
 
 
 def server_config(model: str, weather: Weather, cache: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +87,8 @@ def run_round(
 ) -> dict[str, Any]:
     """One storm on a server of its own, and the comparison; `problems` says what was wrong."""
     cache: dict[str, Any] = {"num_blocks": weather.blocks}
+    if weather.states_mb:
+        cache |= {"memory_mb": weather.states_mb}
     if weather.disk:
         cache |= {"disk_path": str(folder / "disk"), "disk_max_gb": 0.01}
     small = server_config(model, weather, cache)
@@ -127,6 +135,7 @@ def run_round(
         "evicted_blocks": status["cache"]["evicted_blocks"],
         "hit_types": status["cache"]["hit_types"],
         "disk": status["cache"].get("disk"),
+        "snapshots": status["cache"].get("max_snapshots"),
         "finish_reasons": finished,
         "problems": problems,
     }
@@ -145,13 +154,11 @@ def main(argv: list[str] | None = None) -> int:
     names = args.weather.split(",")
     rounds: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="stress-") as name:
-        model = args.model or f"{name}/model"
-        if args.model is None:
-            write_model(Path(model))
         for number, kind in enumerate(names):
+            shape = "tiny-recurrent" if WEATHERS[kind].states_mb else "tiny"
             figures = run_round(
                 Path(name),
-                model,
+                args.model or write_model(Path(name), shape),
                 WEATHERS[kind],
                 num_conversations=args.conversations // len(names),
                 seed=args.seed + number,

@@ -1,7 +1,7 @@
-"""A model of two layers with random weights and a tokenizer of ASCII: its answers cost little and differ.
+"""A tiny model with random weights and a tokenizer of ASCII: its answers cost little and differ.
 
 It does not know what is asked of it. MLX is needed to write it, so that is a process of its own:
-`python -m bench.stress.model FOLDER`.
+`python -m bench.stress.model FOLDER SHAPE` (bench.engine.shapes).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / THINKING_TEMPLATE).write_text(CHAT_TEMPLATE.removesuffix("{% endif %}") + begun)
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, shape: str) -> None:
     """Everything that a server reads. Weights are the same every time, and spread enough for greedy answers
     to vary and not to tie."""
     import mlx.core as mx
@@ -67,19 +67,20 @@ def write_model(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(folder)
     size = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
-    config = SHAPES["tiny"] | {"vocab_size": size, "torch_dtype": "float32", "eos_token_id": 1}
+    config = SHAPES[shape] | {"vocab_size": size, "torch_dtype": "float32", "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config))
     module = importlib.import_module(f"mlx_lm.models.{config['model_type']}")
+    mx.random.seed(0)
     model = module.Model(module.ModelArgs.from_dict(config))
     keys = iter(mx.random.split(mx.random.key(0), 1000))
     arrays = {
         name: mx.random.normal(weight.shape, key=next(keys)) * (1.5 / weight.shape[-1] ** 0.5)
         if weight.ndim > 1
-        else mx.ones(weight.shape)
+        else weight
         for name, weight in tree_flatten(model.parameters())
     }
     mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "mlx"})
 
 
 if __name__ == "__main__":
-    write_model(Path(sys.argv[1]))
+    write_model(Path(sys.argv[1]), sys.argv[2])

@@ -183,6 +183,12 @@ class EngineCollector(Collector):
             "Of these, the ones that no running sequence uses.",
             scheduler.kv.index.num_evictable if scheduler else 0,
         )
+        states = scheduler.kv.states if scheduler else None
+        yield _gauge(
+            "prefix_cache_states",
+            "States of recurrent layers kept for prefixes; 0 also for models without.",
+            states.num_kept if states is not None else 0,
+        )
 
     def _disk(self) -> Iterator[Metric]:
         stats, scheduler = self._engine.stats.disk, self._engine.scheduler

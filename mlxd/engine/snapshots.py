@@ -151,6 +151,8 @@ class Snapshots:
                 self._kept.move_to_end(known.key)
                 sequence.saved = position
                 return None
+            # Known, so this will be kept: the earlier one need not wait for that.
+            self._leave_progress(sequence)
         self._give_up_pending(sequence)
         number = self._take_number()
         if number is not None:
@@ -176,9 +178,7 @@ class Snapshots:
             return
         self._kept[snapshot.key] = snapshot
         sequence.made.append(snapshot)
-        left_behind = sequence.progress
-        if left_behind is not None and left_behind.is_progress and not left_behind.num_holds:
-            self._drop(left_behind)
+        self._leave_progress(sequence)
         sequence.progress = snapshot if is_progress else None
 
     def release(self, slot: int, tokens: HashedTokens, num_valid: int, *, keep: bool) -> None:
@@ -237,6 +237,12 @@ class Snapshots:
             return None
         self._drop(oldest)
         return self._free.pop()
+
+    def _leave_progress(self, sequence: _Sequence) -> None:
+        """It has come further than this."""
+        progress, sequence.progress = sequence.progress, None
+        if progress is not None and progress.is_progress and not progress.num_holds:
+            self._drop(progress)
 
     def _give_up_pending(self, sequence: _Sequence) -> None:
         if sequence.pending is not None:

@@ -58,6 +58,7 @@ KINDS = {
     "mlxd_background_tokens": "counter",
     "mlxd_prefix_cache_blocks": "gauge",
     "mlxd_prefix_cache_evictable_blocks": "gauge",
+    "mlxd_prefix_cache_states": "gauge",
     "mlxd_worker_up": "gauge",
     "mlxd_worker_restarts": "counter",
     "mlxd_worker_heartbeat_age_seconds": "gauge",
