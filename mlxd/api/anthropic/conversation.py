@@ -6,7 +6,7 @@ It does not know templates or tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Any
 
 import msgspec
@@ -76,19 +76,18 @@ def answer_message(content: list[dict[str, Any]]) -> TemplateMessage:
 
 
 def continues_answer(fields: MessageFields) -> bool:
-    """Whether the last message is the beginning of the answer.
+    """Whether the last turn is the beginning of the answer.
 
     Raises:
         InvalidRequestError: there is a call in it, which only a result can follow.
     """
-    last = fields.messages[-1]
-    if last.role != "assistant":
-        return False
-    if isinstance(last.content, list) and any(isinstance(block, ToolUseBlock) for block in last.content):
+    last = list(takewhile(lambda message: message.role == "assistant", reversed(fields.messages)))
+    blocks = [block for message in last if isinstance(message.content, list) for block in message.content]
+    if any(isinstance(block, ToolUseBlock) for block in blocks):
         raise InvalidRequestError(
             "messages: the last message has a tool_use, which needs its tool_result", param="messages"
         )
-    return True
+    return bool(last)
 
 
 def marks_cache_points(fields: MessageFields) -> bool:

@@ -168,6 +168,8 @@ def test_a_last_message_of_the_assistants_is_continued() -> None:
     assert not continues_answer(fields(HI, assistant("The answer"), HI))
     with pytest.raises(InvalidRequestError, match="tool_result"):
         continues_answer(fields(HI, assistant(text("a"), use("1"))))
+    with pytest.raises(InvalidRequestError, match="tool_result"):  # one turn
+        continues_answer(fields(HI, assistant(use("1")), assistant("so")))
 
 
 MARK = {"cache_control": {"type": "ephemeral"}}
