@@ -172,6 +172,10 @@ def _compile(environment: jinja2.Environment, name: str, source: str) -> jinja2.
 
 def _mark_end(message: Message) -> str:
     """Puts the mark behind the message's last text; returns that text."""
+    if message.get("tool_calls"):  # templates write them behind the text, where the prompt is cut
+        raise InvalidRequestError(
+            "the last message has calls, which only their results can follow", param="continue_final_message"
+        )
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _CONTINUE_MARK

@@ -17,6 +17,8 @@ from mlxd.text.model_files import ModelFiles
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
 
 def make(text: str, **named: str) -> ChatTemplate:
     return ChatTemplate({"default": text, **named}, {"bos_token": "<s>"})
@@ -121,6 +123,7 @@ def test_continuing() -> None:
         (make(parts), [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]),
         (make("{{ messages[0].role }}"), USER),
         (make("{{ messages[0].content | upper }}"), USER),
+        (make(text), [{"role": "assistant", "content": "hi", "tool_calls": [CALL]}]),
     ):
         assert refusal(template, messages, **options).param == "continue_final_message"
 
