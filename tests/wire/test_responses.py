@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import pytest
 
 from mlxd.server.asgi import ClientDisconnected
+from mlxd.server.exchange import LARGE_PIECE_BYTES
 from tests.wire.harness import DATE, SERVER, Puppet, Recorder, Wire, in_loop, settle
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
@@ -37,6 +38,20 @@ async def test_a_stream_is_chunked_one_write_a_message() -> None:
         b"4\r\nlast\r\n0\r\n\r\n",
     ]
     assert not wire.ended
+    await wire.end()
+
+
+@in_loop
+async def test_a_large_body_is_not_copied_behind_its_head() -> None:
+    app = Puppet()
+    wire = Wire(app)
+    await wire.send(GET)
+    body = b"x" * LARGE_PIECE_BYTES
+    await app.calls[0].start(headers=[(b"content-length", str(len(body)).encode())])
+    await app.calls[0].body(body)
+    head, piece = wire.transport.writes
+    assert head.endswith(b"content-length: %d\r\n\r\n" % len(body)) and piece is body
+    await app.calls[0].finish()
     await wire.end()
 
 
