@@ -14,6 +14,7 @@ from mlxd.api import threads
 from mlxd.api.body import BodyDecoder
 from mlxd.api.generation import INLINE_OUTPUTS
 from mlxd.api.openai.completions import _Answer
+from mlxd.api.tokenize import ITEMS_AT_ONCE
 from mlxd.chat.format import ChatFormat
 from mlxd.text.tokenizer import Tokenizer
 from tests.unit.api.fakes import FakeEngine, call, make_app
@@ -72,12 +73,13 @@ def test_a_large_body_is_decoded_in_a_thread(on_loop: Spy, size: int) -> None:
     assert calls == [size == 10]
 
 
-@pytest.mark.parametrize("size", [10, 9000])
+@pytest.mark.parametrize("size", [10, ITEMS_AT_ONCE + 10])
 def test_many_tokens_are_written_and_read_in_a_thread(on_loop: Spy, size: int) -> None:
     written, read = on_loop(Tokenizer, "token_text"), on_loop(Tokenizer, "decode")
     app = make_app(FakeEngine())
     answer = call(app, "POST", "/tokenize", json={"prompt": "x" * size, "return_token_strs": True}).json()
-    assert answer["count"] == size + 1 and answer["token_strs"] == ["<s>", *"x" * size]
+    assert answer["count"] == len(answer["tokens"]) == size + 1
+    assert answer["token_strs"] == ["<s>", *"x" * size]
     assert set(written) == {size == 10}
     assert call(app, "POST", "/detokenize", json={"tokens": answer["tokens"]}).status_code == 200
     assert read == [size == 10]
