@@ -6,8 +6,6 @@ It does not know routes, dialects or what is served.
 from __future__ import annotations
 
 import asyncio
-import re
-import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
 from typing import Any, TypedDict, TypeVar
 
@@ -21,6 +19,7 @@ from mlxd.errors import (
     PayloadTooLargeError,
     UnsupportedMediaTypeError,
 )
+from mlxd.request_ids import new_request_id, sane_request_id
 
 T = TypeVar("T")
 
@@ -52,10 +51,6 @@ class AccessFields(TypedDict, total=False):
     """an error's code, also of one that came after the status"""
     status: int
     """of the answer that the server gave in the application's place: to a body too slow or malformed"""
-
-
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_REQUEST_ID_HEADERS = (b"x-request-id", b"x-olla-request-id")
 
 
 class HTTPRequest:
@@ -102,7 +97,7 @@ class HTTPRequest:
         self.client_gone = False
         self.status = 0
         self.response_complete = False
-        self.request_id = self.access["request_id"] = self._choose_request_id()
+        self.request_id = self.access["request_id"] = sane_request_id(self._headers) or new_request_id()
         self.response_headers: Headers = [(b"x-request-id", self.request_id.encode())]
 
     def header(self, name: bytes) -> bytes | None:
@@ -124,13 +119,6 @@ class HTTPRequest:
     def refused(self) -> bool:
         """Whether the server has answered itself, so that the client seems to have left."""
         return "status" in self.access
-
-    def _choose_request_id(self) -> str:
-        for name in _REQUEST_ID_HEADERS:
-            value = self.header(name)
-            if value is not None and _SANE_REQUEST_ID.fullmatch(value):
-                return value.decode()
-        return secrets.token_hex(16)
 
     async def read_json_body(self, max_bytes: int) -> bytes:
         """The whole body, not yet decoded.

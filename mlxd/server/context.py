@@ -7,22 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mlxd.config import ServerConfig
+from mlxd.request_ids import new_request_id
 from mlxd.server.asgi import Application
 from mlxd.server.responses import DateLine, DescribeError
 
 if TYPE_CHECKING:
     from mlxd.server.exchange import Exchange
     from mlxd.server.protocol import Connection
-
-
-def new_request_id() -> str:
-    return f"req_{uuid.uuid4().hex}"
 
 
 @dataclass(slots=True)

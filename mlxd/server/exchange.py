@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlxd.asgi_extensions import ACCESS_EXTENSION, WRITE_EXTENSION
 from mlxd.errors import HTTPStatusError, InternalError, NotReadyError
+from mlxd.request_ids import sane_request_id
 from mlxd.server.asgi import ClientDisconnected, Message, Scope
-from mlxd.server.responses import CONTINUE, SERVER_LINE, error_response, sane_request_id, status_line
+from mlxd.server.responses import CONTINUE, SERVER_LINE, error_response, status_line
 
 if TYPE_CHECKING:
     from mlxd.server.protocol import Connection
@@ -378,11 +379,14 @@ class Exchange:
             self.context.exchange_ended(self)
 
     def _resolve_request_id(self) -> str:
-        """The id that the response carries or will carry."""
+        """The id that the response carries or will carry; the application may have chosen it already."""
         if self.request_id is None:
-            self.request_id = sane_request_id(self._headers) or sane_request_id(self.scope["headers"])
-        if self.request_id is None:
-            self.request_id = self.context.request_id_factory()
+            self.request_id = (
+                sane_request_id(self._headers)
+                or self.scope["extensions"][ACCESS_EXTENSION].get("request_id")
+                or sane_request_id(self.scope["headers"])
+                or self.context.request_id_factory()
+            )
         return self.request_id
 
     def _log(self) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlxd.errors import HTTPStatusError
+from mlxd.request_ids import sane_request_id
 from mlxd.server.context import ServerContext
 from mlxd.server.exchange import log_access
 from mlxd.server.request import Address, RequestHead
-from mlxd.server.responses import error_response, sane_request_id
+from mlxd.server.responses import error_response
 
 MAX_LOGGED_PATH = 256
 

@@ -6,8 +6,7 @@ It does not know connections: callers say what to write and then write it.
 from __future__ import annotations
 
 import email.utils
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -24,8 +23,6 @@ STATUS_LINES = {
 DescribeError = Callable[[HTTPStatusError, str, str], tuple[int, Mapping[str, Any]]]
 """(error, path, request id) -> status and JSON body, in the words of the API that the path is of; the path is
 empty where it is not known."""
-
-_SANE_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 class RefusedRequest(RequestError):
@@ -56,14 +53,6 @@ class DateLine:
 
 def status_line(status: int) -> bytes:
     return STATUS_LINES.get(status) or f"HTTP/1.1 {status} \r\n".encode("ascii")
-
-
-def sane_request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The client's x-request-id, if it is one that may be echoed and logged."""
-    for name, value in headers:
-        if name == b"x-request-id":
-            return value.decode("ascii") if _SANE_REQUEST_ID.fullmatch(value) else None
-    return None
 
 
 def error_response(

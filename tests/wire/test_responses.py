@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from mlxd.asgi_extensions import ACCESS_EXTENSION
 from mlxd.server.asgi import ClientDisconnected
 from mlxd.server.exchange import LARGE_PIECE_BYTES
 from tests.wire.harness import DATE, SERVER, Puppet, Recorder, Wire, in_loop, settle
@@ -258,6 +259,17 @@ async def test_a_500_carries_the_id_that_the_application_chose() -> None:
     await app.calls[0].start(200, [(b"X-Request-Id", b"chosen")])
     await app.calls[0].finish(ValueError())
     assert_500(wire, request_id=b"chosen")
+    await wire.end()
+
+
+@in_loop
+async def test_a_500_carries_the_id_that_the_application_logs() -> None:
+    app = Puppet()
+    wire = Wire(app)
+    await wire.send(b"GET / HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\n\r\n")
+    app.calls[0].scope["extensions"][ACCESS_EXTENSION]["request_id"] = "noted"
+    await app.calls[0].finish(ValueError())
+    assert_500(wire, request_id=b"noted")
     await wire.end()
 
 
