@@ -22,7 +22,7 @@ from mlxd.step import HEADER_BYTES, MAX_MESSAGE_BYTES, FromWorker, Role, Shutdow
 logger = logging.getLogger(__name__)
 
 KILL_AFTER_SECONDS = 5.0
-"""How long a worker may take to leave after Shutdown before it is killed."""
+"""How long a worker may take to end after Shutdown, or after it has closed its socket; then it is killed."""
 
 
 class Executor(Protocol):
@@ -68,6 +68,7 @@ class ProcessExecutor:
         self._process: asyncio.subprocess.Process | None = None
         self._transport: asyncio.Transport | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._killer: asyncio.TimerHandle | None = None
         self._stopping = False
 
     @property
@@ -94,7 +95,7 @@ class ProcessExecutor:
                 ours.close()
                 raise
         self._transport, _ = await loop.create_unix_connection(
-            lambda: MessageReader(self._on_message, self.kill), sock=ours
+            lambda: MessageReader(self._on_message, self.kill, self._on_closed), sock=ours
         )
         self._watcher = loop.create_task(self._watch(self._process), name="mlxd-worker-watch")
         # The worker runs model code; clients' keys are none of its business.
@@ -128,6 +129,11 @@ class ProcessExecutor:
         if self._watcher is not None:
             await self._watcher
 
+    def _on_closed(self) -> None:
+        """It is leaving, and nothing comes of it any more; what it does on the way (in a driver) may hang."""
+        if self._process is not None and self._process.returncode is None and not self._stopping:
+            self._killer = asyncio.get_running_loop().call_later(KILL_AFTER_SECONDS, self.kill)
+
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
@@ -135,6 +141,8 @@ class ProcessExecutor:
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
+        if self._killer is not None:
+            self._killer.cancel()
         # The socket may still hold its last words (WorkerFailure): let them be read before it is closed.
         await asyncio.sleep(0.05)
         if self._transport is not None:
@@ -146,11 +154,20 @@ class ProcessExecutor:
 class MessageReader(asyncio.Protocol):
     """Cuts the byte stream into messages. A malformed one ends the worker: what follows cannot be trusted."""
 
-    def __init__(self, on_message: Callable[[FromWorker], None], on_garbage: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        on_message: Callable[[FromWorker], None],
+        on_garbage: Callable[[], None],
+        on_closed: Callable[[], None],
+    ) -> None:
         self._on_message = on_message
         self._on_garbage = on_garbage
+        self._on_closed = on_closed
         self._decoder = msgspec.msgpack.Decoder(FromWorker)
         self._buffer = bytearray()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._on_closed()
 
     def data_received(self, data: bytes) -> None:
         buffer = self._buffer

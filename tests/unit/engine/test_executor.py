@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from mlxd.config import Config, WorkerConfig
+from mlxd.engine import executor as executor_module
 from mlxd.engine.executor import MessageReader, ProcessExecutor
 from mlxd.step import Flush, FromWorker, Heartbeat, StepResult, WorkerReady
 
@@ -26,7 +29,7 @@ def packed(message: object) -> bytes:
 @pytest.mark.parametrize("size", [1, 3, 1000])
 def test_messages_are_whole_however_they_arrive(size: int) -> None:
     got: list[FromWorker] = []
-    reader = MessageReader(got.append, lambda: pytest.fail("garbage"))
+    reader = MessageReader(got.append, lambda: pytest.fail("garbage"), lambda: None)
     sent = [Heartbeat(1, 0.5), StepResult(7, b"\0" * 40), Heartbeat(2, 0.0)]
     data = b"".join(packed(m) for m in sent)
     for start in range(0, len(data), size):
@@ -38,7 +41,7 @@ def test_messages_are_whole_however_they_arrive(size: int) -> None:
 def test_garbage_ends_the_worker(data: bytes) -> None:
     got: list[FromWorker] = []
     ended: list[bool] = []
-    MessageReader(got.append, lambda: ended.append(True)).data_received(data)
+    MessageReader(got.append, lambda: ended.append(True), lambda: None).data_received(data)
     assert ended == [True] and got == []
 
 
@@ -85,5 +88,30 @@ def test_death_is_noticed_once() -> None:
         executor.send(Flush())
         await executor.stop()
         assert exits == [-signal.SIGKILL]
+
+    run(main())
+
+
+def test_a_worker_that_leaves_and_never_ends_is_killed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As one whose driver hangs: without its socket it is of no use, and would be waited for."""
+    hanging = tmp_path / "python"
+    hanging.write_text(
+        f"#!{sys.executable}\nimport os, sys, time\nos.close(int(sys.argv[-1]))\ntime.sleep(60)\n"
+    )
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+    monkeypatch.setattr(executor_module, "KILL_AFTER_SECONDS", 0.0)
+
+    async def main() -> None:
+        exits: list[int] = []
+        executor = ProcessExecutor(PLAYBACK, lambda message: None, exits.append)
+        await executor.start()
+        async with asyncio.timeout(30):
+            while not exits:
+                await asyncio.sleep(0.01)
+        assert exits == [-signal.SIGKILL]
+        await executor.stop()
 
     run(main())
