@@ -6,55 +6,24 @@ It knows integers only; the tensors are the worker's. What it hands out, the wor
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
 
 from mlxd._ext.block_table import BlockPool, BlockTables
 from mlxd._ext.hashed_tokens import HashedTokens
 from mlxd._ext.prefix_index import PrefixIndex
+from mlxd.engine.prefix_match import Held, Match, PromptLog, describe
 from mlxd.engine.prefix_report import Cause, HitType, PrefixHit
 from mlxd.engine.request import Request
-from mlxd.engine.snapshots import Snapshot, Snapshots
+from mlxd.engine.snapshots import Snapshots
 from mlxd.step import NULL_BLOCK
 
 SALT_BYTES = 16
 Pairs = tuple[tuple[int, int], ...]
-MAX_KNOWN_PROMPTS = 4096
-"""Prompts by whose digest an identical one is recognised."""
 MAX_CHECKED_BLOCKS = 4096
 """of a pool whose blocks are looked at one by one for leaks: 3.7 ms if all are cached, on the event loop"""
-
-
-@dataclass(slots=True, frozen=True)
-class Match:
-    """What is cached of a request's tokens: whole blocks, and the block where it parts from the nearest.
-
-    `num_common` tokens of `nearest` (0: none) follow the blocks; then it has `other_token_ids`.
-    `was_evicted`: the request's next block was there once, and has been given up.
-    Of a model with states the blocks end with `snapshot`, the state there, and `nearest` is 0. `branch` is
-    where the tokens part from what is cached, 0 if nothing cached goes on there; it is not before the blocks'
-    end. `lacks_state`: it is behind it.
-    """
-
-    block_ids: list[int]
-    nearest: int
-    num_common: int
-    other_token_ids: tuple[int, ...]
-    was_evicted: bool
-    snapshot: Snapshot | None = None
-    branch: int = 0
-    lacks_state: bool = False
-
-
-@dataclass(slots=True, frozen=True)
-class Held:
-    """What is kept from eviction: cached full blocks, a path, and the state at its end if there is one."""
-
-    block_ids: list[int]
-    snapshot: Snapshot | None = None
 
 
 class SecondTier(Protocol):
@@ -107,7 +76,7 @@ class KvManager:
         self._salt_key = seed.to_bytes(32, "little", signed=True)
         self._no_tokens = HashedTokens(block_size, bytes(SALT_BYTES))
         self._copies: list[tuple[int, int]] = []
-        self._known_prompts: OrderedDict[bytes, None] = OrderedDict()
+        self._prompts = PromptLog()
         self._held: Counter[int] = Counter()
         self._second_tier = second_tier
         self._num_shared = [0] * max_num_seqs
@@ -236,7 +205,7 @@ class KvManager:
         if request.prefix_hit is None:
             # Tokens of the answer that are known already may be cached too.
             num_matched = min(num_matched, request.num_prompt_tokens - 1)
-            request.prefix_hit = self._describe(request, match, num_matched)
+            request.prefix_hit = self._hit(request, match, num_matched)
             request.num_cached_tokens = num_matched
         return True
 
@@ -439,36 +408,14 @@ class KvManager:
         computed = request.num_computed_tokens - max(0, request.num_pending_tokens - 1)
         return min(computed, tokens.num_tokens)
 
-    def _describe(self, request: Request, match: Match, num_matched: int) -> PrefixHit:
+    def _hit(self, request: Request, match: Match, num_matched: int) -> PrefixHit:
         if not self.prefix_caching:
             return PrefixHit(HitType.MISS, 0)
-        num_tokens, tokens = request.num_prompt_tokens, self._tokens(request)
-        known = self._is_known(tokens.digest(num_tokens))
+        num_tokens = request.num_prompt_tokens
+        is_known = self._prompts.add(self._tokens(request).digest(num_tokens))
         if request.needs_prompt_logits:
             return PrefixHit(HitType.MISS, 0, Cause.PROMPT_LOGPROBS)
         most = num_tokens - 1
         if self.states is not None:
             most = min(most, self.states.last_point(num_tokens, answers=request.max_tokens > 0))
-        if num_matched >= most:
-            if num_matched == 0:
-                return PrefixHit(HitType.MISS, 0)
-            return PrefixHit(HitType.EXACT if known else HitType.SUPERSEQUENCE, num_matched)
-        others = match.other_token_ids
-        if match.was_evicted:
-            cause = Cause.EVICTED
-        elif match.lacks_state:
-            cause = Cause.NO_STATE
-        else:
-            cause = Cause.DIVERGED if others else Cause.NEW
-        if num_matched == 0:
-            return PrefixHit(HitType.MISS, 0, cause, others)
-        return PrefixHit(HitType.LCP if others else HitType.PREFIX, num_matched, cause, others)
-
-    def _is_known(self, digest: bytes) -> bool:
-        """Whether that prompt was admitted before; it is now."""
-        known = digest in self._known_prompts
-        self._known_prompts[digest] = None
-        self._known_prompts.move_to_end(digest)
-        if len(self._known_prompts) > MAX_KNOWN_PROMPTS:
-            self._known_prompts.popitem(last=False)
-        return known
+        return describe(match, num_matched, most, is_known=is_known)

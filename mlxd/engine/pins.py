@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from mlxd.engine.kv_manager import Held
+from mlxd.engine.prefix_match import Held
 from mlxd.engine.request import GenerationRequest
 from mlxd.errors import InvalidRequestError, MlxdError, NotFoundError, WorkerError
 

@@ -14,7 +14,8 @@ from mlxd.config import SchedulerConfig
 from mlxd.engine.cost import StepCostModel
 from mlxd.engine.disk_restore import MAX_FETCHES
 from mlxd.engine.disk_tier import DiskTier
-from mlxd.engine.kv_manager import KvManager, Match
+from mlxd.engine.kv_manager import KvManager
+from mlxd.engine.prefix_match import Match
 from mlxd.engine.queue import WaitingQueue
 from mlxd.engine.request import Request, RequestStatus
 from mlxd.engine.step_builder import Chunk, ScheduledStep, StepBuilder
