@@ -276,7 +276,9 @@ class Scheduler:
         start = request.num_computed_tokens
         end = start + min(budget, request.num_tokens - start)
         if self.kv.states is not None:
-            end = self.kv.states.chunk_end(request.slot, start, end, request.num_tokens)
+            end = self.kv.states.chunk_end(
+                request.slot, start, end, request.num_tokens, lambda n: self.cost.exceeds_a_step(n, 1)
+            )
         targets = range(0)
         if request.prompt_logprobs is not None:
             # Position p predicts token p + 1, also if that one is in the next chunk.

@@ -1,7 +1,8 @@
 """Which states of recurrent layers the worker keeps for later requests, and of which tokens each is.
 
 It does not know tensors, blocks or plans. A state cannot be cut back as blocks can: to go on from a prefix
-takes the very state at its end. So prompts are cut where one is likely to be asked for, and it is kept there:
+takes the very state at its end. So prompts are cut where one is likely to be asked for, and it is kept there,
+if to compute the tokens again would take longer than a chunk more does:
 
 - near a prompt's end, for the next turn and for other answers to it;
 - before a user's first words, for other conversations under the same system prompt, with the same tools;
@@ -17,7 +18,7 @@ state that was loaded is its sequence's own.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from mlxd._ext.hashed_tokens import HashedTokens
@@ -26,7 +27,7 @@ TAIL_TOKENS = 8
 """What a prompt ends with to ask for the answer (`<|im_start|>assistant`, an empty block of thinking) is not
 in the next turn's, or not so: the state is kept before it."""
 MIN_BLOCKS = 4
-"""from the last state to another: it costs a chunk of its own, and the memory of many blocks"""
+"""from the last state to another, at least: it takes the memory of many blocks"""
 PROGRESS_BLOCKS = 8
 """computed since the last state when another is worth the copy that it takes of a decode row. In some slots
 it is up to twice as many: of requests that began together not all shall be copied in one step."""
@@ -118,11 +119,14 @@ class Snapshots:
                 points.append(point)
         self._sequences[slot] = _Sequence(tuple(points), start, snapshot)
 
-    def chunk_end(self, slot: int, start: int, end: int, num_tokens: int) -> int:
+    def chunk_end(
+        self, slot: int, start: int, end: int, num_tokens: int, is_worth_a_step: Callable[[int], bool]
+    ) -> int:
         """Where a chunk that could go on to `end` of `num_tokens` ends: at a point, or with the tokens, else
-        with a block if any ends in it."""
-        for point in self._sequences[slot].points:
-            if start < point < end:
+        with a block if any ends in it. `is_worth_a_step` says of how many tokens computing them again is."""
+        sequence = self._sequences[slot]
+        for point in sequence.points:
+            if start < point < end and is_worth_a_step(point - sequence.saved):
                 return point
         whole = end - end % self._block_size
         return whole if start < whole and end < num_tokens else end

@@ -126,6 +126,8 @@ class FakeWorker:
         self.max_num_seqs = max_num_seqs
         self.disk = disk
         self.num_snapshots = num_snapshots
+        self.seconds_per_token = 0.0
+        """that chunks take beside a millisecond a step"""
         self._states: dict[int, list[int]] = {}
         self._snapshots: dict[int, list[int]] = {}
         self._fetched: dict[int, list[list[int]]] = {}
@@ -353,7 +355,7 @@ class FakeWorker:
             token_ids=sampled.tobytes(),
             logprobs=tuple(logprobs) if any(logprobs) else (),
             row_errors=tuple(errors),
-            step_seconds=0.001,
+            step_seconds=0.001 + self.seconds_per_token * len(ints(plan.token_ids)),
             prompt_logprobs=pack(found) if found else None,
         )
 

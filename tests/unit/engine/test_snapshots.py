@@ -18,7 +18,7 @@ from mlxd.engine.prefix_report import Cause, HitType
 from mlxd.engine.request import FinishReason
 from mlxd.engine.snapshots import MIN_BLOCKS, PROGRESS_BLOCKS, TAIL_TOKENS
 from tests.unit.engine.asking import ask, collect, endless, prompt_of, run
-from tests.unit.engine.fake_worker import generate
+from tests.unit.engine.fake_worker import generate, ints
 from tests.unit.engine.test_prefix_cache import agents_of, answer, hit_type, num_prefilled, report_of
 from tests.unit.engine.test_thinking import generate as thinking
 from tests.unit.engine.test_thinking import think
@@ -31,6 +31,7 @@ async def crowd(make: Harness, seed: int, num_conversations: int) -> None:
     """As the prefix cache's, with states for a few of the conversations that the pool holds."""
     config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=(7, 24, 2048)[seed % 3])
     async with make(config, num_blocks=28, max_model_len=100, num_snapshots=(1, 5, 12)[seed % 3]) as h:
+        tell_costs(h)
         agents = agents_of(h, seed)
         await agents.talk(num_conversations)
         kv, stats = h.engine.scheduler.kv, h.engine.stats
@@ -54,9 +55,18 @@ def last_state(length: int) -> int:
     return (length - 1 - TAIL_TOKENS) // BLOCK_SIZE * BLOCK_SIZE
 
 
+def tell_costs(h: Any, seconds_per_token: float = 1e-3) -> None:
+    """What tokens of a prompt take, beside a millisecond a step, and what the scheduler knows of it."""
+    h.worker.seconds_per_token = seconds_per_token
+    for _ in range(20):
+        h.engine.scheduler.cost.observe(1, 0, 1e-3)
+        h.engine.scheduler.cost.observe(0, 100, 100 * seconds_per_token)
+
+
 def play(harness: Harness, scenario: Callable[[Any, random.Random], Any], **options: Any) -> None:
     async def main() -> None:
         async with harness(**{"num_snapshots": 8, "num_blocks": 200, **options}) as h:
+            tell_costs(h)
             await scenario(h, random.Random(3))
 
     run(main())
@@ -143,6 +153,22 @@ def test_short_prompts_cost_no_chunk_of_their_own(harness: Harness) -> None:
     play(harness, scenario)
 
 
+def test_nothing_is_cut_where_a_step_takes_longer_than_to_compute_it_again(harness: Harness) -> None:
+    """As on a GPU. A state of the answer is kept all the same."""
+
+    async def scenario(h: Any, rng: random.Random) -> None:
+        tell_costs(h, 1e-6)
+        prompt = prompt_of(rng, 61)
+        await collect(h.engine.submit([ask("first", prompt, 8, ignore_eos=True)]))
+        first, *others = h.worker.plans
+        assert len(ints(first.token_ids)) == 61 and not first.save_states
+        assert [len(plan.save_states) for plan in others].count(1) == 1
+        history = [*prompt, *endless(prompt, 8)]
+        assert (await answer(h, "next", [*history, 5, 6])).num_cached_tokens == 64
+
+    play(harness, scenario)
+
+
 def test_choices_compute_their_prompt_once(harness: Harness) -> None:
     async def scenario(h: Any, rng: random.Random) -> None:
         prompt = prompt_of(rng, 90)
@@ -222,6 +248,7 @@ def test_a_new_worker_has_none(harness: Harness) -> None:
         await answer(h, "first", prompt)
         h.worker.die()
         await h.until(lambda: len(h.workers) == 2 and h.is_ready())
+        tell_costs(h)
         assert (await answer(h, "second", prompt)).num_cached_tokens == 0
         assert (await answer(h, "third", prompt)).num_cached_tokens == last_state(50)
 
@@ -276,6 +303,7 @@ def test_a_pin_keeps_its_state_whatever_others_need(harness: Harness) -> None:
 
 def test_what_is_computed_ahead_is_kept_at_its_end_and_when_it_gives_way(harness: Harness) -> None:
     async def scenario(h: Any, rng: random.Random) -> None:
+        tell_costs(h, 3e-3)
         ahead, clients = prompt_of(rng, 96), prompt_of(rng, 20)
         h.worker.hold = True
         task = asyncio.create_task(h.engine.submit([ask("ahead", ahead, 0, background=True)]).drain())
