@@ -69,6 +69,6 @@ def test_vectors_over_the_sdk_and_through_a_workers_death(
 
 def test_a_model_that_is_not_there_is_said_and_ends_the_server() -> None:
     server = ServerProcess({**CONFIG, "embeddings": {"model": "/no/such/model"}})
-    with pytest.raises(RuntimeError, match="exited with 1"):
+    with pytest.raises(RuntimeError, match="exited with 2"):
         server.start()
     assert "embeddings.model '/no/such/model': there is no such file or folder" in server.output
