@@ -87,7 +87,6 @@ class McpConnection:
         """names that the log has been told of"""
         self._client: Any = None
         self._lost = asyncio.Event()
-        self._first_try = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -97,10 +96,6 @@ class McpConnection:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-
-    async def wait_tried(self) -> None:
-        """Until the first attempt to connect has gone well or not."""
-        await self._first_try.wait()
 
     async def call(self, name: str, arguments: dict[str, Any], timeout_seconds: float) -> McpResult:
         """Run a tool. What the tool itself complains of is a result with `is_error`.
@@ -147,7 +142,6 @@ class McpConnection:
                 self._client = None
                 self.tools = {}
                 self.state = State.DISCONNECTED
-                self._first_try.set()
             if connected_at is not None and self._clock() - connected_at > STABLE_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
             logger.warning("MCP server %s: %s; connecting again in %g s", self.spec.name, self.error, pause)
@@ -159,7 +153,6 @@ class McpConnection:
     def _connected(self, client: Any) -> float:
         self._client = client
         self.state, self.error = State.CONNECTED, None
-        self._first_try.set()
         logger.info("MCP server %s is connected, with %d tools", self.spec.name, len(self.tools))
         return self._clock()
 

@@ -70,10 +70,6 @@ class McpHub:
     async def stop(self) -> None:
         await asyncio.gather(*(connection.stop() for connection in self._connections.values()))
 
-    async def wait_tried(self) -> None:
-        """Until each server has been tried once."""
-        await asyncio.gather(*(connection.wait_tried() for connection in self._connections.values()))
-
     @property
     def connections(self) -> Sequence[McpConnection]:
         return list(self._connections.values())

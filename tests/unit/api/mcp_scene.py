@@ -16,7 +16,7 @@ from mlxd.engine.request import FinishReason, GenerationRequest, RequestOutput
 from mlxd.mcp.hub import McpHub
 from mlxd.mcp.servers_file import McpServerSpec
 from tests.unit.api.fakes import TOKENIZER, FakeEngine, client, make_app, says, sse_json
-from tests.unit.mcp.fakes import FakeServer
+from tests.unit.mcp.fakes import FakeServer, until_tried
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "Hi"}]
@@ -52,7 +52,8 @@ class Scene:
                 self.config, specs, lambda spec, lost: self.servers[spec.name].open_client(spec, lost)
             )
             hub.start()
-            await hub.wait_tried()
+            for connection in hub.connections:
+                await until_tried(connection)
             try:
                 await use(make_app(self.engine, mcp=hub))
             finally:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from mlxd.mcp.connection import McpConnection, State
 from mlxd.mcp.servers_file import McpServerSpec
 
 
@@ -85,3 +86,10 @@ class FakeServer:
             raise answer
         result: Result = answer
         return result
+
+
+async def until_tried(connection: McpConnection) -> None:
+    """Until the first attempt to connect has gone well or not."""
+    async with asyncio.timeout(10):
+        while connection.state is not State.CONNECTED and connection.error is None:
+            await asyncio.sleep(0)

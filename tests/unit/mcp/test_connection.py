@@ -13,7 +13,7 @@ from mlxd.errors import McpError
 from mlxd.mcp import connection as module
 from mlxd.mcp.connection import McpConnection, State, describe
 from mlxd.mcp.servers_file import McpServerSpec
-from tests.unit.mcp.fakes import Block, FakeServer, Result, text
+from tests.unit.mcp.fakes import Block, FakeServer, Result, text, until_tried
 
 SPEC = McpServerSpec(name="s", transport="stdio", command="x")
 
@@ -41,7 +41,7 @@ def play(
         connection = McpConnection(spec, server.open_client, max_result_bytes=1000, clock=clock, sleep=sleep)
         assert connection.state is State.CONNECTING
         connection.start()
-        await connection.wait_tried()
+        await until_tried(connection)
         try:
             await scenario(connection, pauses)
         finally:
