@@ -46,10 +46,6 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.total += value * times
 
-    @property
-    def num_values(self) -> int:
-        return sum(self.counts)
-
     def cumulative(self) -> list[int]:
         """How many values do not exceed each bound, then how many there are."""
         return list(accumulate(self.counts))
