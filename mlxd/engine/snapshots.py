@@ -54,6 +54,8 @@ class _Sequence:
     saved: int
     """the newest position with a state, or where it began"""
     loaded: Snapshot | None
+    answers: bool
+    """whether anything is generated; if not, the prompt is computed for the sake of its state alone"""
     made: list[Snapshot] = field(default_factory=list)
     progress: Snapshot | None = None
     pending: tuple[int, int] | None = None
@@ -110,14 +112,13 @@ class Snapshots:
             self._kept.move_to_end(snapshot.key)
             self._loads.append((snapshot.number, slot))
         points: list[int] = []
-        # Where nothing is generated, the prompt is computed for the sake of its state alone.
         least = (MIN_BLOCKS if answers else 1) * self._block_size
         last = self.last_point(num_prompt_tokens, answers=answers)
         whole = {position - position % self._block_size for position in wanted if position < last}
         for point in sorted({*whole, last}):
             if point - (points[-1] if points else start) >= least:
                 points.append(point)
-        self._sequences[slot] = _Sequence(tuple(points), start, snapshot)
+        self._sequences[slot] = _Sequence(tuple(points), start, snapshot, answers)
 
     def chunk_end(
         self, slot: int, start: int, end: int, num_tokens: int, is_worth_a_step: Callable[[int], bool]
@@ -126,7 +127,7 @@ class Snapshots:
         with a block if any ends in it. `is_worth_a_step` says of how many tokens computing them again is."""
         sequence = self._sequences[slot]
         for point in sequence.points:
-            if start < point < end and is_worth_a_step(point - sequence.saved):
+            if start < point < end and (not sequence.answers or is_worth_a_step(point - sequence.saved)):
                 return point
         whole = end - end % self._block_size
         return whole if start < whole and end < num_tokens else end

@@ -165,6 +165,10 @@ def test_nothing_is_cut_where_a_step_takes_longer_than_to_compute_it_again(harne
         assert [len(plan.save_states) for plan in others].count(1) == 1
         history = [*prompt, *endless(prompt, 8)]
         assert (await answer(h, "next", [*history, 5, 6])).num_cached_tokens == 64
+        # What is computed ahead is computed for its state alone.
+        ahead = prompt_of(rng, 21)
+        await h.engine.submit([ask("ahead", ahead, 0, background=True)]).drain()
+        assert (await answer(h, "asked", [*ahead, 7])).num_cached_tokens == 20
 
     play(harness, scenario)
 
