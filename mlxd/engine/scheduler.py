@@ -133,7 +133,8 @@ class Scheduler:
         for request in step.sampled:
             request.num_pending_tokens -= 1
             request.share.deficit -= 1.0
-        self.cost.observe(step.num_decode_rows, step.num_chunk_tokens, seconds)
+        if step.tells_cost:
+            self.cost.observe(step.num_decode_rows, step.num_chunk_tokens, seconds)
 
     def check_integrity(self) -> None:
         """Every slot has its request; where nothing runs, free + cached + pinned blocks are all there are.

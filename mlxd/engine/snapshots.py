@@ -132,6 +132,11 @@ class Snapshots:
         whole = end - end % self._block_size
         return whole if start < whole and end < num_tokens else end
 
+    def is_rest(self, slot: int, start: int, end: int) -> bool:
+        """Whether a chunk is what a cut near the prompt's end has left: so short that a step's fixed cost is
+        most of what it takes."""
+        return start in self._sequences[slot].points and end - start <= TAIL_TOKENS + self._block_size
+
     def is_saved_at(self, slot: int, position: int) -> bool:
         """Whether a plan that takes the slot's state to `position` is to save it, if there is room."""
         if position % self._block_size:

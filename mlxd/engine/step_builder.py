@@ -31,6 +31,8 @@ class ScheduledStep:
     """of these, tokens that nobody waits for"""
     admitted: list[Request]
     """requests that got their slot in this step"""
+    tells_cost: bool = True
+    """whether its time says what tokens take: not if its chunks are what cuts for states have left"""
 
     @property
     def num_rows(self) -> int:
@@ -129,6 +131,12 @@ class StepBuilder:
                 prefilled.append(request)
         slot_mapping, block_tables = self._kv.tables.fill(slots, query_lens, context_lens)
         load_states, save_states = self._kv.take_states(requests)
+        states = self._kv.states
+        tells_cost = (
+            states is None
+            or not chunks
+            or not all(states.is_rest(chunk.request.slot, chunk.start, chunk.end) for chunk in chunks)
+        )
         plan = StepPlan(
             step_id=self._next_step_id,
             num_decode_rows=num_decode_rows,
@@ -166,6 +174,7 @@ class StepBuilder:
             len(token_ids),
             num_background_tokens,
             admitted,
+            tells_cost,
         )
 
 
