@@ -31,6 +31,8 @@ from bench.server import ServerProcess
 TARGET_MS = 5.0
 PROMPT_TOKENS = 130_000
 """about a megabyte of JSON as token ids; what the playback model's context takes"""
+NUM_CHATS = 128
+CHAT_CHARS = 2_500
 CACHE_TOKENS = 2**20
 CONFIG: dict[str, Any] = {
     "worker": {"backend": "playback", "playback_tokens_per_second": 5.0},
@@ -71,23 +73,28 @@ class Pinger:
 
 
 class Client:
-    """Sends one request; expects 200."""
+    """Sends requests; expects 200."""
 
     def __init__(self, url: str) -> None:
         self._host = url.removeprefix("http://")
 
-    def send(self, method: str, path: str, body: bytes = b"") -> None:
-        """Raises RuntimeError unless it is answered with 200."""
-        connection = http.client.HTTPConnection(self._host, timeout=120)
+    def send(self, method: str, path: str, *bodies: bytes) -> None:
+        """One, or one for each body, all at once. Raises RuntimeError unless they are answered with 200."""
+        headers = {"content-type": "application/json", "connection": "close"}
+        connections = [http.client.HTTPConnection(self._host, timeout=120) for _ in bodies or (b"",)]
         try:
-            headers = {"content-type": "application/json", "connection": "close"}
-            connection.request(method, path, body or None, headers)
-            response = connection.getresponse()
-            answer = response.read()
-            if response.status != 200:
-                raise RuntimeError(f"{method} {path}: {response.status} {answer[:300]!r}")
+            for connection in connections:
+                connection.connect()
+            for connection, body in zip(connections, bodies or (b"",), strict=True):
+                connection.request(method, path, body or None, headers)
+            for connection in connections:
+                response = connection.getresponse()
+                answer = response.read()
+                if response.status != 200:
+                    raise RuntimeError(f"{method} {path}: {response.status} {answer[:300]!r}")
         finally:
-            connection.close()
+            for connection in connections:
+                connection.close()
 
 
 def token_ids(number: int, count: int = PROMPT_TOKENS) -> list[int]:
@@ -121,6 +128,11 @@ def cases(client: Client, *, embeddings: bool) -> dict[str, Case]:
     def words(number: int, count: int) -> list[str]:
         return [f"Text {index} of call {number}, about nothing." for index in range(count)]
 
+    def chats(number: int) -> Callable[[], None]:
+        chat = [{"role": "user", "content": text(number, CHAT_CHARS)}]
+        bodies = [orjson.dumps({"messages": chat, "user": f"{k}", **short}) for k in range(NUM_CHATS)]
+        return partial(client.send, "POST", "/v1/chat/completions", *bodies)
+
     def turns(number: int) -> list[dict[str, str]]:
         roles = ("user", "assistant")
         return [{"role": roles[i % 2], "content": f"Turn {i} of {number}, short."} for i in range(3001)]
@@ -138,6 +150,7 @@ def cases(client: Client, *, embeddings: bool) -> dict[str, Case]:
             "/v1/chat/completions",
             lambda n: {"messages": [{"role": "user", "content": text(n, PROMPT_TOKENS - 100)}], **short},
         ),
+        f"{NUM_CHATS} chats at once": chats,
         "chat, 3,001 messages": post("/v1/chat/completions", lambda n: {"messages": turns(n), **short}),
         "messages, 3,001 messages": post(
             "/v1/messages", lambda n: {"model": "default", "messages": turns(n), **short}

@@ -6,7 +6,7 @@ It does not know routes or dialects.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -18,6 +18,7 @@ from mlxd.api.http import HTTPRequest
 from mlxd.api.served_model import ServedModel
 from mlxd.api.threads import LARGE_BODY_BYTES, off_loop_if
 from mlxd.api.traffic import Traffic
+from mlxd.api.turns import Turns
 from mlxd.config import Config
 from mlxd.engine.engine import Engine
 from mlxd.engine.request import GenerationRequest
@@ -55,10 +56,13 @@ class Services:
     """None where nothing is computed ahead"""
     warmer: Warmer | None = None
     """None where no prompts are computed at start"""
+    turns: Turns = field(default_factory=Turns)
 
     async def read(self, request: HTTPRequest, into: type[T]) -> T:
-        """The request's body as an `into`; raises what `read_json_body` and `decode` do."""
+        """The request's body as an `into`, when its turn has come; raises what `read_json_body` and `decode`
+        do."""
         body = await request.read_json_body(self.config.server.max_body_bytes)
+        await self.turns.wait()
         return await off_loop_if(len(body) >= LARGE_BODY_BYTES, lambda: self.decoder.decode(body, into))
 
     def submit(
