@@ -173,10 +173,13 @@ def _opening(rendered: RenderedChat, messages: Sequence[dict[str, Any]]) -> str:
 
 def _num_common(token_ids: list[int], opening: list[int]) -> int:
     """How many tokens of a text are those of its beginning, whose last ones may be joined to what follows."""
-    for length in range(len(opening), max(0, len(opening) - MAX_JOINED_TOKENS), -1):
-        if token_ids[:length] == opening[:length]:
-            return length
-    return 0
+    # What is long is compared once: that takes milliseconds.
+    length = max(0, len(opening) - MAX_JOINED_TOKENS)
+    if token_ids[:length] != opening[:length]:
+        return 0
+    while length < min(len(opening), len(token_ids)) and token_ids[length] == opening[length]:
+        length += 1
+    return length
 
 
 def _thinking_params(model: ServedModel, answer: AnswerFormat, budget: int | None) -> ThinkingParams | None:

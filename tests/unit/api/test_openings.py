@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mlxd.api.prompt import MAX_JOINED_TOKENS, _num_common
 from tests.unit.api.fakes import FILES, TOKENIZER, FakeEngine, client, make_app, says
 from tests.unit.api.test_next_turn import CHAT, MESSAGES, TEMPLATES, TOOLS
 
@@ -68,3 +69,23 @@ def test_a_token_may_reach_over_its_end(monkeypatch: pytest.MonkeyPatch) -> None
     opening, _ = submitted(CHAT, {"messages": [{"role": "system", "content": "Be brief."}, USER]})
     whole = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
     assert whole.startswith(opening) and len(whole) - 10 < len(opening) < len(whole)
+
+
+def test_a_long_opening_is_compared_once() -> None:
+    """Else its length would count as often as tokens at its end are others."""
+
+    class Tokens(list[int]):
+        num_slices = 0
+
+        def __getitem__(self, key: Any) -> Any:
+            self.num_slices += isinstance(key, slice)
+            return super().__getitem__(key)
+
+    whole, opening = Tokens(range(300)), list(range(200))
+    assert _num_common(whole, opening) == 200
+    for num_others in range(1, MAX_JOINED_TOKENS + 1):
+        whole.num_slices = 0
+        assert _num_common(whole, opening[:-num_others] + [999] * num_others) == 200 - num_others
+        assert whole.num_slices == 1
+    assert _num_common(whole, [999, *opening[1:]]) == _num_common(whole, []) == 0
+    assert _num_common(Tokens(range(3)), opening) == 0
