@@ -200,7 +200,7 @@ class KvManager:
             self._second_tier.admitted(request, self._tokens(request), match.block_ids)
         if self.states is not None:
             wanted = match.branch, request.params.num_opening_tokens
-            answers = request.max_tokens > 0
+            answers = request.max_tokens > 0 or request.prompt_logprobs is not None
             self.states.begin(slot, match.snapshot, wanted, request.num_prompt_tokens, answers=answers)
         if request.prefix_hit is None:
             # Tokens of the answer that are known already may be cached too.

@@ -319,6 +319,19 @@ def test_a_pin_keeps_its_state_whatever_others_need(harness: Harness) -> None:
     play(harness, scenario, num_snapshots=2)
 
 
+def test_a_prompt_that_is_only_scored_is_cut_like_others(harness: Harness) -> None:
+    """It is computed for its log-probabilities, not for a state at its end."""
+
+    async def scenario(h: Any, rng: random.Random) -> None:
+        tell_costs(h, 1e-6)
+        [output] = (
+            await collect(h.engine.submit([ask("scored", prompt_of(rng, 30), 0, prompt_logprobs=0)]))
+        ).values()
+        assert len(output.prompt_logprobs) == 29 and len(h.worker.plans) == 1
+
+    play(harness, scenario)
+
+
 def test_what_is_computed_ahead_is_kept_at_its_end_and_when_it_gives_way(harness: Harness) -> None:
     async def scenario(h: Any, rng: random.Random) -> None:
         tell_costs(h, 3e-3)
