@@ -73,6 +73,8 @@ class Snapshots:
         """by key, used longest ago first"""
         self._sequences: dict[int, _Sequence] = {}
         """by slot"""
+        self._keeping: set[int] = set()
+        """slots whose sequences have a `progress`, or a state pending"""
         self._loads: list[tuple[int, int]] = []
 
     @property
@@ -84,7 +86,15 @@ class Snapshots:
 
     def longest(self, tokens: HashedTokens, num_blocks: int) -> Snapshot | None:
         """Of those within the first `num_blocks` blocks of `tokens`, which are cached, the farthest."""
-        for index in range(num_blocks - 1, -1, -1) if self._kept else ():
+        if len(self._kept) < num_blocks:  # of a long prompt's blocks there are several thousand
+            own = [
+                snapshot
+                for snapshot in self._kept.values()
+                if snapshot.num_blocks <= num_blocks
+                and snapshot.key == tokens.block_hash(snapshot.num_blocks - 1)
+            ]
+            return max(own, key=lambda snapshot: snapshot.num_blocks, default=None)
+        for index in range(num_blocks - 1, -1, -1):
             if (found := self._kept.get(tokens.block_hash(index))) is not None:
                 return found
         return None
@@ -148,8 +158,7 @@ class Snapshots:
         if position - sequence.saved < least:
             return False
         # Those that run leave half of all to conversations that pause.
-        num_progress = sum(bool(other.progress or other.pending) for other in self._sequences.values())
-        return sequence.progress is not None or num_progress < self.num_snapshots // 2
+        return sequence.progress is not None or len(self._keeping) < self.num_snapshots // 2
 
     def save(self, slot: int, position: int, tokens: HashedTokens) -> int | None:
         """The number under which the plan that is being made saves the slot's state; None: it need not."""
@@ -168,6 +177,7 @@ class Snapshots:
         if number is not None:
             sequence.pending = position, number
             sequence.saved = position
+        self._note_keeping(slot)
         return number
 
     def publish(self, slot: int, tokens: HashedTokens, num_valid: int) -> None:
@@ -185,11 +195,12 @@ class Snapshots:
             other.is_progress = other.is_progress and is_progress
             self._kept.move_to_end(other.key)
             self._free.append(number)
-            return
-        self._kept[snapshot.key] = snapshot
-        sequence.made.append(snapshot)
-        self._leave_progress(sequence)
-        sequence.progress = snapshot if is_progress else None
+        else:
+            self._kept[snapshot.key] = snapshot
+            sequence.made.append(snapshot)
+            self._leave_progress(sequence)
+            sequence.progress = snapshot if is_progress else None
+        self._note_keeping(slot)
 
     def release(self, slot: int, tokens: HashedTokens, num_valid: int, *, keep: bool) -> None:
         """The slot's request is gone from it. With `keep` False what it has saved, and what it began with, is
@@ -204,6 +215,7 @@ class Snapshots:
             for snapshot in (*sequence.made, *filter(None, [sequence.loaded])):
                 self._drop(snapshot)
         del self._sequences[slot]
+        self._keeping.discard(slot)
 
     def take_loads(self) -> tuple[tuple[int, int], ...]:
         """(number, slot) of those that begin with the plan that is being made."""
@@ -230,7 +242,7 @@ class Snapshots:
             self._drop(snapshot)
 
     def check_integrity(self) -> None:
-        """Every number is free, kept or pending, and once. Raises AssertionError."""
+        """Every number is free, kept or pending, and once; it is known whose are. Raises AssertionError."""
         pending = [seq.pending[1] for seq in self._sequences.values() if seq.pending is not None]
         numbers = [*self._free, *(snapshot.number for snapshot in self._kept.values()), *pending]
         if sorted(numbers) != list(range(self.num_snapshots)):
@@ -238,6 +250,9 @@ class Snapshots:
                 f"of {self.num_snapshots} states {len(self._free)} are free, {len(self._kept)} kept and "
                 f"{len(pending)} pending: {sorted(numbers)}"
             )
+        keeping = {slot for slot, seq in self._sequences.items() if seq.progress or seq.pending}
+        if keeping != self._keeping:
+            raise AssertionError(f"slots {keeping} keep states, but {self._keeping} are counted")
 
     def _take_number(self) -> int | None:
         if self._free:
@@ -247,6 +262,13 @@ class Snapshots:
             return None
         self._drop(oldest)
         return self._free.pop()
+
+    def _note_keeping(self, slot: int) -> None:
+        sequence = self._sequences[slot]
+        if sequence.progress is None and sequence.pending is None:
+            self._keeping.discard(slot)
+        else:
+            self._keeping.add(slot)
 
     def _leave_progress(self, sequence: _Sequence) -> None:
         """It has come further than this."""

@@ -16,7 +16,7 @@ import pytest
 from mlxd.config import SchedulerConfig
 from mlxd.engine.prefix_report import Cause, HitType
 from mlxd.engine.request import FinishReason
-from mlxd.engine.snapshots import MIN_BLOCKS, PROGRESS_BLOCKS, TAIL_TOKENS
+from mlxd.engine.snapshots import MIN_BLOCKS, PROGRESS_BLOCKS, TAIL_TOKENS, Snapshots
 from tests.unit.engine.asking import ask, collect, endless, prompt_of, run
 from tests.unit.engine.fake_worker import generate, ints
 from tests.unit.engine.test_prefix_cache import agents_of, answer, hit_type, num_prefilled, report_of
@@ -378,6 +378,37 @@ def test_a_thought_that_is_cut_short_does_not_compute_its_prompt_again(harness: 
         assert num_prefilled(h) <= 40 + (PROGRESS_BLOCKS + 8) * BLOCK_SIZE
 
     play(harness, scenario)
+
+
+def test_a_long_prompt_is_looked_up_by_states_not_by_blocks() -> None:
+    """There are thousands of its blocks, and it is looked up for every step while it waits."""
+
+    class Tokens:
+        num_tokens = 40000
+        num_looks = 0
+
+        def block_hash(self, index: int) -> bytes:
+            self.num_looks += 1
+            return index.to_bytes(16, "little")
+
+    states, tokens = Snapshots(8, BLOCK_SIZE), Tokens()
+    for slot, position in enumerate((800, 4000, 20000)):
+        states.begin(slot, None, (), position, answers=False)
+        assert states.save(slot, position, tokens) == slot
+        states.publish(slot, tokens, position)
+    tokens.num_looks = 0
+    for num_blocks, expected in (
+        (10000, 5000),
+        (4999, 1000),
+        (1000, 1000),
+        (200, 200),
+        (199, None),
+        (1, None),
+    ):
+        found = states.longest(tokens, num_blocks)
+        assert (found and found.num_blocks) == expected
+    assert tokens.num_looks < 20
+    states.check_integrity()
 
 
 def test_those_used_longest_ago_are_given_up(harness: Harness) -> None:
