@@ -168,6 +168,13 @@ class PinBoard:
                 f"{mine:.1f} are taken by other pins",
                 code="pin_quota_exceeded",
             )
+        # Pins of one prompt share its state; they are counted as if each had its own.
+        if kv.states is not None and len(others) >= kv.states.max_held:
+            raise InvalidRequestError(
+                f"a pin holds a state of the model's recurrent layers; {kv.states.max_held} of the "
+                f"{kv.states.num_snapshots} that can be kept may be held, and there are as many pins",
+                code="pin_quota_exceeded",
+            )
         all_blocks = _num_blocks(others.values()) + pin.num_blocks
         if all_blocks > cache.max_pinned_percent * kv.num_total_blocks:
             raise InvalidRequestError(

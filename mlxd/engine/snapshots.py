@@ -82,6 +82,11 @@ class Snapshots:
         """Those that a newcomer could begin with."""
         return len(self._kept)
 
+    @property
+    def max_held(self) -> int:
+        """How many `hold` keeps: half of all."""
+        return self.num_snapshots // 2
+
     # Finding
 
     def longest(self, tokens: HashedTokens, num_blocks: int) -> Snapshot | None:
@@ -202,9 +207,11 @@ class Snapshots:
             sequence.progress = snapshot if is_progress else None
         self._note_keeping(slot)
 
-    def release(self, slot: int, tokens: HashedTokens, num_valid: int, *, keep: bool) -> None:
+    def release(
+        self, slot: int, tokens: HashedTokens, num_valid: int, *, keep: bool, is_proven: bool
+    ) -> None:
         """The slot's request is gone from it. With `keep` False what it has saved, and what it began with, is
-        forgotten: either may be why it failed."""
+        forgotten: either may be why it failed. Not so what it began with if it `is_proven`: a token came."""
         sequence = self._sequences[slot]
         if keep:
             self.publish(slot, tokens, num_valid)
@@ -226,9 +233,9 @@ class Snapshots:
     # Keeping and giving up
 
     def hold(self, snapshot: Snapshot) -> bool:
-        """Keep it until `unhold`, whatever others need. False, and nothing done: half of all are held."""
+        """Keep it until `unhold`, whatever others need. False, and nothing done: as many as may be are held."""
         num_held = sum(kept.num_holds > 0 for kept in self._kept.values())
-        if not snapshot.num_holds and num_held >= self.num_snapshots // 2:
+        if not snapshot.num_holds and num_held >= self.max_held:
             return False
         snapshot.num_holds += 1
         return True

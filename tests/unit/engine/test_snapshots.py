@@ -17,6 +17,7 @@ from mlxd.config import SchedulerConfig
 from mlxd.engine.prefix_report import Cause, HitType
 from mlxd.engine.request import FinishReason
 from mlxd.engine.snapshots import MIN_BLOCKS, PROGRESS_BLOCKS, TAIL_TOKENS, Snapshots
+from mlxd.errors import InvalidRequestError
 from tests.unit.engine.asking import ask, collect, endless, prompt_of, run
 from tests.unit.engine.fake_worker import generate, ints
 from tests.unit.engine.test_prefix_cache import agents_of, answer, hit_type, num_prefilled, report_of
@@ -304,14 +305,16 @@ def test_a_pin_keeps_its_state_whatever_others_need(harness: Harness) -> None:
         pins, prompt = h.engine.pins, prompt_of(rng, 41)
         pin = await pins.pin("a", ask("pin", prompt, 0, client="me"), 60)
         assert (pin.num_tokens, len(pin.block_ids)) == (40, 10)
-        none = await pins.pin("b", ask("pin", prompt_of(rng, 41), 0, client="me"), 60)
-        assert (none.num_tokens, none.block_ids) == (0, [])  # half of them is all that pins may hold
+        num_plans = len(h.worker.plans)
+        with pytest.raises(InvalidRequestError, match="1 of the 2 that can be kept may be held") as error:
+            await pins.pin("b", ask("pin", prompt_of(rng, 41), 0, client="me"), 60)
+        assert error.value.code == "pin_quota_exceeded" and len(h.worker.plans) == num_plans
+        assert (await pins.pin("a", ask("pin", prompt, 0, client="me"), 60)).num_tokens == 40
         for number in range(4):
             await answer(h, f"{number}", prompt_of(rng, 50))
         await h.engine.clear_cache()
         assert (await answer(h, "pinned", [*prompt, 4])).num_cached_tokens == 40
         pins.unpin("a", "me")
-        pins.unpin("b", "me")
         for number in range(4):
             await answer(h, f"more {number}", prompt_of(rng, 50))
         assert (await answer(h, "let go", [*prompt, 4])).num_cached_tokens == 0
