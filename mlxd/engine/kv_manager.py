@@ -294,7 +294,7 @@ class KvManager:
             if self._second_tier is not None:
                 self._second_tier.retract(tokens, self._num_shared[slot], self._num_offered[slot])
         if self.states is not None:
-            self.states.release(slot, tokens, num_valid, keep=keep)
+            self.states.release(slot, tokens, num_valid, keep=keep, is_proven=request.is_proven)
             num_valid -= num_valid % self.block_size  # there is never a state within a block
         self.index.release(slot, tokens, num_valid)
         self._free_slots.append(slot)

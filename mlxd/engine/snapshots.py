@@ -219,7 +219,10 @@ class Snapshots:
         if sequence.progress is not None:
             sequence.progress.is_progress = False
         if not keep:
-            for snapshot in (*sequence.made, *filter(None, [sequence.loaded])):
+            suspects = sequence.made
+            if sequence.loaded is not None and not is_proven:
+                suspects = [*suspects, sequence.loaded]
+            for snapshot in suspects:
                 self._drop(snapshot)
         del self._sequences[slot]
         self._keeping.discard(slot)
@@ -233,7 +236,7 @@ class Snapshots:
     # Keeping and giving up
 
     def hold(self, snapshot: Snapshot) -> bool:
-        """Keep it until `unhold`, whatever others need. False, and nothing done: as many as may be are held."""
+        """Keep it until `unhold`, whatever others need. False, and nothing done: `max_held` are held."""
         num_held = sum(kept.num_holds > 0 for kept in self._kept.values())
         if not snapshot.num_holds and num_held >= self.max_held:
             return False

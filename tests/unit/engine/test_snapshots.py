@@ -261,6 +261,24 @@ def test_nobody_begins_with_a_state_that_may_be_wrong(harness: Harness) -> None:
     play(harness, scenario)
 
 
+def test_a_state_that_a_token_followed_from_is_not_to_blame(harness: Harness) -> None:
+    """A request that fails later takes nothing from others that began as it did, nor from pins."""
+
+    async def scenario(h: Any, rng: random.Random) -> None:
+        system = prompt_of(rng, 40)
+        await h.engine.pins.pin("system", ask("pin", system, 0, client="me"), 60)
+        prompt = [*system, *prompt_of(rng, 40)]
+        ends = []
+        async for outputs in h.engine.submit([ask("fails", prompt, 30, ignore_eos=True)]):
+            h.worker.fail_rows.add("fails")
+            ends += [(output.finish_reason, output.num_output_tokens > 0) for output in outputs]
+        assert ends[0] == (None, True) and ends[-1] == (FinishReason.ERROR, True)
+        assert h.engine.cache_status()["snapshots"] == 1
+        assert (await answer(h, "after", prompt)).num_cached_tokens == 40
+
+    play(harness, scenario)
+
+
 def test_a_new_worker_has_none(harness: Harness) -> None:
     async def scenario(h: Any, rng: random.Random) -> None:
         prompt = prompt_of(rng, 50)
