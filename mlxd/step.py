@@ -371,7 +371,8 @@ class StepResult(Message, frozen=True, tag="result"):
     logprobs: tuple[TokenLogprobs | None, ...] = ()
     """empty when no row asked, else one entry a sampled row"""
     row_errors: tuple[tuple[int, str], ...] = ()
-    """(index among the sampled rows, a message that may be shown to the client)"""
+    """(index among the sampled rows, a message that may be shown to the client): the request asks for what
+    cannot be done. In a row that failed without one the model's output is not a number"""
     step_seconds: float = 0.0
     """from the launch of this step, or the end of the one before if later, to its tokens"""
     active_memory_bytes: int = 0

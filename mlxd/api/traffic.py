@@ -20,8 +20,9 @@ ABORT_REASONS = {
     "timeout": "timeout",
     "not_ready": "shutdown",
     "worker_error": "worker",
+    "invalid_request_error": "request",
 }
-"""By the code of the error that an answer ended with; all others are `error`."""
+"""By the code of the error that an answer ended with, or its type; all others are `error`."""
 
 
 @dataclass(slots=True)

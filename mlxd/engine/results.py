@@ -16,7 +16,7 @@ from mlxd.engine.request import FinishReason, Request, RequestStatus
 from mlxd.engine.scheduler import Scheduler
 from mlxd.engine.stats import EngineStats
 from mlxd.engine.step_builder import ScheduledStep
-from mlxd.errors import InternalError
+from mlxd.errors import HTTPStatusError, InternalError, InvalidRequestError
 from mlxd.step import PromptLogprobs, StepResult
 
 logger = logging.getLogger(__name__)
@@ -89,8 +89,7 @@ class StepResults:
                 continue
             token_id = sampled[row]
             if token_id < 0:
-                error = InternalError(errors.get(row, "the model gave no valid token"))
-                self._end_early(request, FinishReason.ERROR, error)
+                self._end_early(request, FinishReason.ERROR, _row_error(errors.get(row)))
                 continue
             last = request.last_token_time
             request.last_token_time = now
@@ -141,6 +140,13 @@ class StepResults:
             stats.active_memory_bytes = result.active_memory_bytes
             stats.peak_memory_bytes = result.peak_memory_bytes
             stats.cache_memory_bytes = result.cache_memory_bytes
+
+
+def _row_error(problem: str | None) -> HTTPStatusError:
+    """`problem` is what the worker has against the request; None where it is the model that failed."""
+    if problem is None:
+        return InternalError("the model's output for this request is not a number")
+    return InvalidRequestError(problem)
 
 
 def close_thinking(request: Request, scheduler: Scheduler) -> FinishReason | None:

@@ -37,9 +37,6 @@ __all__ = ["PendingStep", "Runner", "UnsupportedModelError", "check_supported", 
 Bytes = npt.NDArray[np.uint8]
 
 OPTIONAL_WARMUP_SECONDS = 5.0
-NOT_A_NUMBER = "the model's output for this request is not a number"
-
-
 NO_LATENT_KERNEL = "latent attention (MLA) has no kernel: sequences are gathered from the cache at every step"
 
 
@@ -91,15 +88,12 @@ class PendingStep:
         prompt_logprobs = None if self._prompt is None else self._prompt.result()
         if self._sampled is None:
             return StepResult(self.step_id, b"", prompt_logprobs=prompt_logprobs)
-        errors = dict(self._sampled.errors)
-        for index in np.flatnonzero(tokens < 0).tolist():
-            errors.setdefault(index, NOT_A_NUMBER)
         logprobs = self._sampled.logprobs
         return StepResult(
             self.step_id,
             tokens.tobytes(),
             logprobs=() if logprobs is None else logprobs.result(len(tokens)),
-            row_errors=tuple(sorted(errors.items())),
+            row_errors=tuple(self._sampled.errors),
             prompt_logprobs=prompt_logprobs,
         )
 

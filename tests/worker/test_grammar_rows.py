@@ -15,6 +15,7 @@ import tokenizers
 from llguidance import LLMatcher
 from tokenizers import decoders, models, pre_tokenizers
 
+from mlxd.chat.structured import compile_error
 from mlxd.step import GrammarSpec, SamplingParams
 from mlxd.worker.runner import Runner
 from tests.worker.driver import Driver, Sequence
@@ -289,6 +290,25 @@ def test_a_grammar_that_cannot_work_fails_its_own_row(driver: Driver) -> None:
     assert "grammar" in bad.errors[0] and "NOTHING" in bad.errors[0]
     assert set(bad.outputs) == {-1}
     assert not good.errors
+
+
+def test_a_grammar_that_cannot_go_on_fails_its_row_from_there(driver: Driver) -> None:
+    """Too large behind a choice, where nobody has looked when the request was taken."""
+    big = {"type": "object", "properties": {f"key{i}": {"type": "integer"} for i in range(510)}}
+    schema = {
+        "type": "object",
+        "properties": {"a": {"enum": ["x", "yz"]}, "b": big},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    grammar = LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    assert compile_error(grammar) is None
+    bad = driver.add(prompt_of(5), constrained(grammar))
+    driver.run(30)
+    num_valid = bad.outputs.index(-1)
+    assert num_valid > 5 and set(bad.outputs[num_valid:]) == {-1}
+    assert len(bad.errors) == 30 - num_valid
+    assert all("the grammar of this request cannot go on" in error for error in bad.errors)
 
 
 def test_without_a_tokenizer_the_request_fails_and_says_why() -> None:

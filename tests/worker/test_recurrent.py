@@ -164,7 +164,7 @@ def test_what_is_not_a_number_stays_with_its_sequence(name: str) -> None:
     ]
     driver.step()
     driver.step()
-    assert failing.outputs[-2:] == [-1, -1] and "not a number" in failing.errors[-1]
+    assert failing.outputs[-2:] == [-1, -1] and failing.errors == []
     driver.remove(failing)
     driver._slots.insert(0, driver._slots.pop())
     heir = driver.add(prompt_of(5, 3))

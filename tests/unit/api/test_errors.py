@@ -211,15 +211,20 @@ def fail_row(stack: Stack) -> None:
     stack.worker.fail_rows |= {request.request_id for request in stack.engine.requests()}
 
 
+def spoil_row(stack: Stack) -> None:
+    stack.worker.nan_rows |= {request.request_id for request in stack.engine.requests()}
+
+
 async def cancel(stack: Stack) -> None:
     assert (await stack.ask("DELETE", "/v1/requests/mine")).status == 200
 
 
-WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str]] = [
-    ("a row fails", fail_row, {}, 500, "api_error", "internal_error"),
-    ("timeout", lambda stack: None, {"timeout_seconds": 0.03}, 504, "timeout_error", "timeout"),
-    ("cancelled", cancel, {}, 499, "invalid_request_error", "request_cancelled"),
-    ("shutdown", lambda stack: stack.app.end_streams(), {}, 503, "overloaded_error", "not_ready"),
+WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str | None, str]] = [
+    ("a grammar fails", fail_row, {}, 400, "invalid_request_error", None, "request"),
+    ("the model fails", spoil_row, {}, 500, "api_error", "internal_error", "error"),
+    ("timeout", lambda stack: None, {"timeout_seconds": 0.03}, 504, "timeout_error", "timeout", "timeout"),
+    ("cancelled", cancel, {}, 499, "invalid_request_error", "request_cancelled", "cancel"),
+    ("shutdown", lambda stack: stack.app.end_streams(), {}, 503, "overloaded_error", "not_ready", "shutdown"),
     (
         "worker failed",
         lambda stack: stack.engine.abort_all(NotReadyError("the model worker failed")),
@@ -227,6 +232,7 @@ WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str]] 
         503,
         "overloaded_error",
         "not_ready",
+        "shutdown",
     ),
 ]
 
@@ -234,7 +240,7 @@ WITHIN: list[tuple[str, Callable[[Stack], Any], dict[str, Any], int, str, str]] 
 @BOTH
 @STREAMED
 @pytest.mark.parametrize(
-    ("break_it", "limits", "status", "kind", "code"),
+    ("break_it", "limits", "status", "kind", "code", "reason"),
     [case[1:] for case in WITHIN],
     ids=[case[0] for case in WITHIN],
 )
@@ -245,7 +251,8 @@ def test_what_goes_wrong_while_generating(
     limits: dict[str, Any],
     status: int,
     kind: str,
-    code: str,
+    code: str | None,
+    reason: str,
     stream: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -259,7 +266,7 @@ def test_what_goes_wrong_while_generating(
         broken = break_it(stack)
         if broken is not None:
             await broken
-        if break_it is fail_row:
+        if break_it in (fail_row, spoil_row):
             stack.worker.release_held()
         response = await client.response()
         if not stream:
@@ -276,13 +283,15 @@ def test_what_goes_wrong_while_generating(
             assert last["type"] == "error" and last["error"]["type"] == kind
             assert last["request_id"] == "mine"
         stack.worker.release_held()
+        await stack.until(lambda: stack.app._services.traffic.num_in_flight == 0)
+        assert +stack.app._services.traffic.aborts == {reason: 1}
 
     with caplog.at_level(logging.INFO, ACCESS_LOGGER):
         play(scenario, model_folder, settings(limits=limits))
     [line] = [r for r in caplog.records if r.name == ACCESS_LOGGER and r.request_id == "mine"]
     if path == MESSAGES and status == 503:
         status = 529
-    assert (line.status, line.error) == (200 if stream else status, code)
+    assert (line.status, line.error) == (200 if stream else status, code or kind)
 
 
 @BOTH

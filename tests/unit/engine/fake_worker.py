@@ -137,6 +137,9 @@ class FakeWorker:
         self.hold = False
         """keep results back until release_held()"""
         self.fail_rows: set[str] = set()
+        """request ids that ask for what the worker finds it cannot do"""
+        self.nan_rows: set[str] = set()
+        """request ids for which the model's output is not a number"""
         self.fail_prompts: set[str] = set()
         """request ids whose prompts' log-probabilities are not numbers"""
         self.max_prompt_rows = 0
@@ -331,6 +334,8 @@ class FakeWorker:
             token = next_token(context, init.sampling.seed)
             if init.request_id in self.fail_rows:
                 errors.append((len(sampled), "told to fail"))
+                token = -1
+            if init.request_id in self.nan_rows:
                 token = -1
             self._last_token[slot] = token
             sampled.append(token)
