@@ -87,8 +87,8 @@ class ServerConfig(_Section, frozen=True):
     """more is a 431"""
     max_header_bytes: PositiveInt = 65536
     """of all headers together; more is a 431"""
-    max_body_bytes: PositiveInt = 33554432
-    """more is a 413"""
+    max_body_bytes: PositiveInt = 8388608
+    """more is a 413; a million token ids are 6 to 8 MB"""
     max_json_depth: PositiveInt = 64
     """of nesting; more is a 400"""
     write_buffer_bytes: PositiveInt = 65536
