@@ -30,6 +30,10 @@ _BYTES = LLTokenizer("byte")
 """Every byte a token: for what can be told of a grammar without the model's."""
 _FITS_NOTHING = "NoExtensionBias"
 """llguidance's word for a place at which no token is allowed."""
+_TOKEN_MARK = b"\xff"
+"""llguidance's sign, among forced bytes, for a token that has an id instead of a text."""
+MAX_FOLLOWED_BYTES = 1024
+"""of a grammar that forces so many: llguidance holds the interpreter meanwhile, for a millisecond"""
 
 _SUBSCHEMAS = ("items", "additionalProperties", "additionalItems", "not", "if", "then", "else", "contains")
 _SUBSCHEMA_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
@@ -142,11 +146,16 @@ def _byte_matcher(grammar: str) -> LLMatcher:
 def _beginning_error(matcher: LLMatcher) -> str | None:
     """Why a text cannot get past where the grammar first leaves a choice; None where it can.
 
-    Some grammars fit no text, or are too large from a place on, which compiling does not tell.
+    Some grammars fit no text, or are too large from a place on, which compiling does not tell. Where the
+    choice lies behind MAX_FOLLOWED_BYTES, the worker is left to tell.
     """
     matcher.compute_bitmask()
     if not matcher.is_error():
-        matcher.consume_tokens(matcher.compute_ff_tokens())
+        forced = matcher.compute_ff_bytes()
+        if len(forced) <= MAX_FOLLOWED_BYTES:
+            matcher.consume_tokens(matcher.compute_ff_tokens())
+        else:  # whether so much can be followed at all shows behind its first byte
+            matcher.consume_tokens(list(forced[:1].rstrip(_TOKEN_MARK)))
         matcher.compute_bitmask()
     if not matcher.is_error():
         return None

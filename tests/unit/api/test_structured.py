@@ -167,6 +167,18 @@ def test_a_schema_with_too_many_keys_to_choose_from_is_refused_before_the_worker
 
 
 @pytest.mark.parametrize(
+    ("opening", "status"),
+    [('"ab"{512}', 400), ('"ab"{513}', 200), ("<[5]>{2}", 400), ("<[5]>{900}", 200)],
+)
+def test_a_grammar_is_followed_for_a_thousand_forced_bytes(
+    engine: FakeEngine, opening: str, status: int
+) -> None:
+    """llguidance keeps the interpreter for that: 80 ms for half a million, which x{500000} asks for."""
+    grammar = f"start: {opening} NOTHING\nNOTHING: /[a-z]+/ & /[0-9]+/"
+    assert ask(engine, {"guided_grammar": grammar}).status_code == status
+
+
+@pytest.mark.parametrize(
     "schema",
     [
         {"type": "array", "items": {"type": "integer"}, "uniqueItems": False},
