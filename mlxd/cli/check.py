@@ -1,6 +1,6 @@
-"""`mlxd check`: prints the resolved configuration and the memory plan, and starts nothing.
+"""`mlxd check`: prints the resolved configuration and what the models take, and starts nothing.
 
-It does not know how the plan is made: a worker process that loads no weights says it as JSON.
+It does not know how that is found out: worker processes that load no weights say it as JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from mlxd.mcp.servers_file import read_servers
 from mlxd.step import MemoryPlan
 
 PLAN_MODULE = "mlxd.worker.plan"
+EMBEDDING_PLAN_MODULE = "mlxd.worker.embeddings.plan"
 
 
 def run_check(config: Config) -> int:
@@ -32,9 +33,10 @@ def run_check(config: Config) -> int:
         servers = read_servers(Path(config.mcp.config), os.environ)
         print(f"# MCP servers: {', '.join(f'{spec.name} ({spec.transport})' for spec in servers) or 'none'}")
     lines, fits = plan_lines(config)
-    for line in lines:
+    more_lines, more_fits = embedding_lines(config)
+    for line in (*lines, *more_lines):
         print(f"# {line}")
-    return 0 if fits else EXIT_USAGE
+    return 0 if fits and more_fits else EXIT_USAGE
 
 
 def plan_lines(config: Config) -> tuple[list[str], bool]:
@@ -44,14 +46,34 @@ def plan_lines(config: Config) -> tuple[list[str], bool]:
         return ["memory plan: no model is given"], True
     if config.worker.backend == "playback":
         return ["memory plan: the playback worker holds no model"], True
-    try:
-        facts = run_tool(PLAN_MODULE, msgspec.json.encode(without_keys(config)))
-    except ToolError as error:
-        return [f"memory plan: not known: {error}"], True
+    facts = _plan(PLAN_MODULE, config)
     if "error" in facts:
         return [f"memory plan: {facts['error']}"], not facts.get("fatal", False)
     plan = msgspec.convert(facts["memory"], MemoryPlan)
     return [memory_line(plan), *msgspec.convert(facts["warnings"], list[str])], True
+
+
+def embedding_lines(config: Config) -> tuple[list[str], bool]:
+    """The same of the embedding model, where there is one. Its weights come beside the memory plan."""
+    if config.embeddings.model is None:
+        return [], True
+    facts = _plan(EMBEDDING_PLAN_MODULE, config)
+    if "error" in facts:
+        return [f"embeddings: {facts['error']}"], not facts.get("fatal", False)
+    kind = "cross-encoder, " if facts["is_cross_encoder"] else ""
+    weights_bytes, max_model_len = msgspec.convert(
+        (facts["weights_bytes"], facts["max_model_len"]), tuple[int, int]
+    )
+    about = f"{config.embeddings.names[0]}, {kind}{facts['dtype']}, inputs of {max_model_len:,} tokens"
+    return [f"embeddings: {about}, {weights_bytes / 1e9:.2f} GB weights"], True
+
+
+def _plan(module: str, config: Config) -> dict[str, object]:
+    """What a tool says of `config`."""
+    try:
+        return run_tool(module, msgspec.json.encode(without_keys(config)))
+    except ToolError as error:
+        return {"error": f"not known: {error}", "fatal": False}
 
 
 def without_keys(config: Config) -> Config:

@@ -373,6 +373,43 @@ class TestCheck:
         assert got == code
         assert expected in out
 
+    @pytest.mark.parametrize(
+        ("answer", "code", "expected"),
+        [
+            (
+                {
+                    "weights_bytes": 90_000_000,
+                    "max_model_len": 8192,
+                    "is_cross_encoder": True,
+                    "dtype": "float32",
+                },
+                0,
+                "# embeddings: e, cross-encoder, float32, inputs of 8,192 tokens, 0.09 GB weights\n",
+            ),
+            ({"error": "embeddings.model is nowhere", "fatal": True}, 2, "# embeddings: embeddings.model is"),
+        ],
+    )
+    def test_looks_at_the_embedding_model_too(
+        self,
+        answer: dict[str, object],
+        code: int,
+        expected: str,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Also where there is no other that one could plan for."""
+        modules: list[str] = []
+
+        def run_tool(module: str, stdin: bytes) -> dict[str, object]:
+            modules.append(module)
+            return answer
+
+        monkeypatch.setattr(check, "run_tool", run_tool)
+        got, out = self.run(capsys, "--embedding-model", "some/e")
+        assert got == code
+        assert expected in out
+        assert modules == [check.EMBEDDING_PLAN_MODULE]
+
     def test_needs_no_model(self, capsys: pytest.CaptureFixture[str]) -> None:
         code, out = self.run(capsys, "--host", "127.0.0.1")
         assert (code, "open to the network" in out) == (0, False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -276,6 +280,27 @@ def test_a_classifier_of_many_classes_is_no_cross_encoder(tmp_path: Path) -> Non
     classifier("bert", tmp_path, id2label={"0": "a", "1": "b"})
     with pytest.raises(ConfigError, match="2 classes"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_the_plan_tool_agrees_with_the_worker(tmp_path: Path, num_classes: int) -> None:
+    _, weights = classifier("bert", tmp_path, id2label={str(i): "x" for i in range(num_classes)})
+    done = subprocess.run(
+        [sys.executable, "-m", "mlxd.worker.embeddings.plan"],
+        input=msgspec.json.encode({"embeddings": {"model": str(tmp_path), "dtype": "float32"}}),
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    facts = json.loads(done.stdout)
+    if num_classes == 1:
+        sent: list[Message] = []
+        load(tmp_path, sent)
+        assert facts["weights_bytes"] == sum(array.nbytes for array in weights.values())
+        assert facts["max_model_len"] == sent[-1].max_model_len  # type: ignore[attr-defined]
+        assert (facts["is_cross_encoder"], facts["dtype"]) == (True, "float32")
+    else:
+        assert facts["fatal"] is True and "2 classes" in facts["error"]
 
 
 def test_how_long_an_input_may_be(tmp_path: Path) -> None:

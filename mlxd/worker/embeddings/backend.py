@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from mlxd.worker.embeddings.pooling import Pooler, read_json, read_pooler
 from mlxd.worker.loader import Skeleton, open_model
 from mlxd.worker.memory import check_weights_fit
 from mlxd.worker.mlx_backend import versions
+from mlxd.worker.model_cache import Report
 from mlxd.worker.model_source import resolve_model
 from mlxd.worker.step_loop import MemoryUse
 
@@ -45,10 +47,7 @@ class EmbeddingBackend:
         platform.step_back(config.nice)
         device = platform.detect_device()
         platform.set_memory_limits(device)
-        options = ModelConfig(path=config.model, revision=config.revision, dtype=config.dtype)
-        folder = resolve_model(options, self._send, self._announce, key=KEY)
-        skeleton = with_dtype(open_model(folder, options, device.kind, model_classes), config, device.kind)
-        check_weights_fit(device, skeleton.weights_bytes())
+        folder, skeleton = open_embedding_model(config, device, self._send, self._announce)
         loaded = skeleton.load(self._send)
         embedder = Embedder.of(loaded.model, loaded.config, folder)
         self._send(Progress("warmup", 0, 0))
@@ -131,6 +130,23 @@ class Embedder:
         lengths = np.array([4, 3], np.int32)
         token_ids = np.zeros(lengths.sum(), np.int32)
         return int(self.compute(EmbedBatch(0, lengths.tobytes(), token_ids.tobytes())).shape[1])
+
+
+def open_embedding_model(
+    config: EmbeddingsConfig,
+    device: platform.Device,
+    report: Report,
+    on_small_files: Callable[[Path], None],
+    *,
+    offline: bool = False,
+) -> tuple[Path, Skeleton]:
+    """Its folder, and the model whose weights are still to be read and will fit. Raises what `resolve_model`,
+    which has the same arguments, and `open_model` do."""
+    options = ModelConfig(path=config.model, revision=config.revision, dtype=config.dtype)
+    folder = resolve_model(options, report, on_small_files, offline=offline, key=KEY)
+    skeleton = with_dtype(open_model(folder, options, device.kind, model_classes), config, device.kind)
+    check_weights_fit(device, skeleton.weights_bytes())
+    return folder, skeleton
 
 
 def padded(real: npt.NDArray[np.bool_], values: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
