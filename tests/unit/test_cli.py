@@ -384,7 +384,7 @@ class TestCheck:
                     "dtype": "float32",
                 },
                 0,
-                "# embeddings: e, cross-encoder, float32, inputs of 8,192 tokens, 0.09 GB weights\n",
+                "# embeddings: some/e, cross-encoder, float32, inputs of 8,192 tokens, 0.09 GB weights\n",
             ),
             ({"error": "embeddings.model is nowhere", "fatal": True}, 2, "# embeddings: embeddings.model is"),
         ],
