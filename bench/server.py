@@ -74,7 +74,7 @@ class ServerProcess:
         inside = ["--probe", str(self._probe)] if self._probe else []
         inside += ["--profile", str(self._profile)] if self._profile else []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "bench.inside", *inside, "--", "-c", str(file)],
+            [sys.executable, "-m", "bench._inside", *inside, "--", "-c", str(file)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -171,7 +171,7 @@ class ServerProcess:
         return int(self.status()["worker"]["pid"])
 
     def objects(self) -> dict[str, int]:
-        """Live objects inside the front by class, see bench.inside; needs `probe=True`."""
+        """Live objects inside the front by class, see bench._inside; needs `probe=True`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(10)
             probe.connect(str(self._probe))

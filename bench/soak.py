@@ -1,6 +1,6 @@
 """Many short requests, some cut off mid-stream, some wrong; afterwards nothing may be left over.
 
-It does not know how the server keeps its books: it asks /v1/status, /proc and bench.inside's probe. The
+It does not know how the server keeps its books: it asks /v1/status, /proc and bench._inside's probe. The
 requests come in five slices, each from a client process of its own; memory is compared from the end of the
 first slice (20 %) to the end of the last.
 

@@ -499,6 +499,7 @@ class TestBench:
         (folder / "load" / "__main__.py").write_text("import sys; print(sys.argv[1:]); sys.exit(3)")
         (folder / "one.py").write_text('if __name__ == "__main__":\n    print("one")\n')
         (folder / "report.py").write_text("")
+        (folder / "_inside.py").write_text('if __name__ == "__main__":\n    print("no benchmark")\n')
         monkeypatch.chdir(tmp_path)
         assert cli.main(["bench", "load", "--rate", "5"]) == 3
         assert "['--rate', '5']" in capfd.readouterr().out

@@ -1,5 +1,6 @@
-"""Runs mlxd's command line with an eye inside: `python -m bench.inside [--probe PATH] [--profile FILE] -- …`.
+"""mlxd's command line with an eye inside: `python -m bench._inside [--probe PATH] [--profile FILE] -- …`.
 
+It is no benchmark, which its name's beginning tells `mlxd bench`; benchmarks' servers run by it.
 It does not know what mlxd does. The probe is a Unix socket, served by a thread of its own: whoever
 connects gets a JSON object with the number of live objects of each of mlxd's classes and, as
 `asyncio.Task`, of unfinished tasks. Nothing is counted before somebody asks.
@@ -49,7 +50,7 @@ def serve_probe(path: str) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.inside")
+    parser = argparse.ArgumentParser(prog="python -m bench._inside")
     parser.add_argument("--probe")
     parser.add_argument("--profile")
     parser.add_argument("arguments", nargs="*", help="mlxd's own, after --")
