@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlxd.api import admin, tokenize
 from mlxd.api.anthropic.messages import count_tokens, create_message
@@ -19,7 +19,7 @@ from mlxd.api.auth import ApiKeys
 from mlxd.api.body import BodyDecoder
 from mlxd.api.cache import cache_stats, clear_cache, create_pin, delete_pin, list_pins
 from mlxd.api.cors import Cors
-from mlxd.api.errors import drop_tracebacks, error_response, is_anthropic_path
+from mlxd.api.errors import drop_tracebacks, error_headers, error_response, is_anthropic_path
 from mlxd.api.gate import Gate
 from mlxd.api.generation import ActiveGenerations
 from mlxd.api.http import Headers, HTTPRequest, Receive, Scope, Send
@@ -128,6 +128,21 @@ class App:
         if self._services.embeddings is not None:
             self._services.embeddings.engine.end_all(error)
 
+    def describe_error(
+        self, error: HTTPStatusError, path: str, request_id: str, headers: Headers
+    ) -> tuple[int, dict[str, Any], Headers]:
+        """Status, body and headers of an answer that the server gives in the application's place."""
+        status, body = error_response(error, path, request_id)
+        origin = next((value for name, value in headers if name == b"origin"), None)
+        return status, body, [*self._headers(path, request_id, origin), *error_headers(error)]
+
+    def _headers(self, path: str, request_id: str, origin: bytes | None) -> Headers:
+        """What every answer carries beside x-request-id."""
+        headers = self._cors.headers(origin)
+        if is_anthropic_path(path):  # whose SDKs look for the id under this name
+            headers.append((b"request-id", request_id.encode()))
+        return headers
+
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         embeddings = self._services.embeddings
         await receive()
@@ -166,9 +181,8 @@ class App:
             traffic.count(request)
 
     async def _http(self, request: HTTPRequest) -> None:
-        request.response_headers += self._cors.headers(request)
-        if is_anthropic_path(request.path):  # whose SDKs look for the id under this name
-            request.response_headers.append((b"request-id", request.request_id.encode()))
+        origin = request.header(b"origin")
+        request.response_headers += self._headers(request.path, request.request_id, origin)
         try:
             await self._dispatch(request)
         except HTTPStatusError as error:
@@ -214,9 +228,8 @@ class App:
             )
             return
         status, body = error_response(error, request.path, request.request_id)
-        headers: Headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
         try:
-            await request.respond_json(status, body, headers)
+            await request.respond_json(status, body, error_headers(error))
         except ClientClosedRequest:
             logger.info("client left", extra={"request_id": request.request_id, "path": request.path})
 

@@ -35,8 +35,8 @@ class Cors:
         self._any = "*" in origins
         self._origins = frozenset(origin.encode() for origin in origins)
 
-    def headers(self, request: HTTPRequest) -> Headers:
-        """What every answer to the request's origin carries."""
+    def headers(self, origin: bytes | None) -> Headers:
+        """What every answer to a request of that origin carries."""
         if self._any:
             return [
                 (b"access-control-allow-origin", b"*"),
@@ -45,7 +45,6 @@ class Cors:
         if not self._origins:
             return []
         headers: Headers = [(b"vary", b"origin")]
-        origin = request.header(b"origin")
         if origin in self._origins:
             headers += [
                 (b"access-control-allow-origin", origin),

@@ -57,6 +57,11 @@ def error_response(error: HTTPStatusError, path: str, request_id: str) -> tuple[
     return error.status, openai_error(error)
 
 
+def error_headers(error: HTTPStatusError) -> list[tuple[bytes, bytes]]:
+    """Those that the answer to `error` carries because of it."""
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
+
+
 def drop_tracebacks(error: BaseException) -> None:
     """Forget the frames that `error`, and what it came of, were raised through, once it is answered.
 

@@ -51,7 +51,6 @@ def run_serve(config: Config, *, show_example: bool) -> int:
         )
 
     from mlxd.api.app import create_app
-    from mlxd.api.errors import error_response
     from mlxd.api.threads import switch_often
     from mlxd.engine.engine import Engine
     from mlxd.server import serve
@@ -75,7 +74,7 @@ def run_serve(config: Config, *, show_example: bool) -> int:
         code = serve(
             app,
             config.server,
-            describe_error=error_response,
+            describe_error=app.describe_error,
             on_listening=announcer.listening,
             on_shutdown_deadline=app.end_streams,
             access_log=logging.getLogger(log.ACCESS_LOGGER) if config.server.access_log else None,

@@ -161,7 +161,9 @@ class Exchange:
         if self.response_complete or self.disconnected:
             return
         request_id = self._resolve_request_id()
-        self.status, description = self.context.describe_error(error, self.scope["path"], request_id)
+        self.status, description, headers = self.context.describe_error(
+            error, self.scope["path"], request_id, self.scope["headers"]
+        )
         # By which the application, to which the client seems to have left, can tell.
         self.scope["extensions"][ACCESS_EXTENSION].update(status=self.status, error=error.code or error.type)
         if not self.head_sent:
@@ -169,7 +171,7 @@ class Exchange:
                 error_response(
                     self.status,
                     description,
-                    error.headers,
+                    headers,
                     request_id=request_id,
                     date_line=self.context.date_line(),
                     without_body=self.is_head,

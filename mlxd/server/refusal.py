@@ -29,9 +29,9 @@ class Refusal:
         """The whole response, which is then logged."""
         error, head = self.error, self.head
         path = head.path if head is not None else ""
-        request_id = sane_request_id(head.headers) if head is not None else None
-        request_id = request_id or context.request_id_factory()
-        status, description = context.describe_error(error, path, request_id)
+        asked = head.headers if head is not None else []
+        request_id = sane_request_id(asked) or context.request_id_factory()
+        status, description, headers = context.describe_error(error, path, request_id, asked)
         if context.access_log is not None:
             fields = {
                 "client": f"{self.client[0]}:{self.client[1]}" if self.client else "-",
@@ -47,7 +47,7 @@ class Refusal:
         return error_response(
             status,
             description,
-            error.headers,
+            headers,
             request_id=request_id,
             date_line=context.date_line(),
             without_body=head is not None and head.method == b"HEAD",

@@ -20,9 +20,10 @@ STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
 }
 
-DescribeError = Callable[[HTTPStatusError, str, str], tuple[int, Mapping[str, Any]]]
-"""(error, path, request id) -> status and JSON body, in the words of the API that the path is of; the path is
-empty where it is not known."""
+Headers = list[tuple[bytes, bytes]]
+DescribeError = Callable[[HTTPStatusError, str, str, Headers], tuple[int, Mapping[str, Any], Headers]]
+"""(error, path, request id, request's headers) -> status, JSON body and headers beside x-request-id, as the
+API that the path is of has them. The path is empty, and headers are missing, where they are not known."""
 
 
 class RefusedRequest(RequestError):
@@ -58,7 +59,7 @@ def status_line(status: int) -> bytes:
 def error_response(
     status: int,
     description: Mapping[str, Any],
-    headers: Mapping[str, str],
+    headers: Headers,
     *,
     request_id: str,
     date_line: bytes,
@@ -74,7 +75,7 @@ def error_response(
         b"content-length: %d\r\n" % len(body),
         b"connection: close\r\n",
         b"x-request-id: %b\r\n" % request_id.encode("ascii"),
-        *(f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()),
+        *(b"%b: %b\r\n" % header for header in headers),
         b"\r\n",
     ]
     if not without_body:

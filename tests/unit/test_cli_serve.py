@@ -195,7 +195,7 @@ class TestRunServe:
             code: int = seen.server(options["on_listening"])
             return code
 
-        app = SimpleNamespace(end_streams=lambda: None)
+        app = SimpleNamespace(end_streams=lambda: None, describe_error=lambda *told: None)
         for name, content in (
             ("mlxd.engine.engine", {"Engine": Engine}),
             ("mlxd.api.app", {"create_app": lambda config, engine, embeddings: app}),
@@ -214,6 +214,7 @@ class TestRunServe:
         assert serve.run_serve(config, show_example=False) == 0
         assert self.seen.config == config
         assert self.seen.options["on_shutdown_deadline"] is self.app.end_streams
+        assert self.seen.options["describe_error"] is self.app.describe_error
         assert self.seen.options["access_log"] is logging.getLogger("mlxd.access")
 
     def test_without_an_access_log(self) -> None:

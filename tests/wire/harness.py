@@ -13,17 +13,25 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxd.api.errors import error_response
+from mlxd.api.errors import error_headers, error_response
 from mlxd.config import ServerConfig
+from mlxd.errors import HTTPStatusError
 from mlxd.server.asgi import Application, Message, Receive, Scope, Send
 from mlxd.server.context import ServerContext
 from mlxd.server.protocol import Connection
-from mlxd.server.responses import DateLine
+from mlxd.server.responses import DateLine, Headers
 
 DATE = b"date: Thu, 01 Jan 1970 00:00:00 GMT\r\n"
 SERVER = b"server: mlxd\r\n"
 
 Split = Callable[[bytes], Iterable[bytes]]
+
+
+def describe_error(
+    error: HTTPStatusError, path: str, request_id: str, headers: Headers
+) -> tuple[int, dict[str, Any], Headers]:
+    """In the words of mlxd's application."""
+    return (*error_response(error, path, request_id), error_headers(error))
 
 
 def whole(data: bytes) -> Iterable[bytes]:
@@ -149,7 +157,7 @@ class Wire:
             loop=asyncio.get_running_loop(),
             clock=lambda: self.now,
             date_line=DateLine(lambda: 0.0),
-            describe_error=error_response,
+            describe_error=describe_error,
             request_id_factory=lambda: next(ids),
         )
         self.connection = Connection(self.context)

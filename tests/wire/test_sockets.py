@@ -15,11 +15,10 @@ import httpx
 import pytest
 import uvloop
 
-from mlxd.api.errors import error_response
 from mlxd.config import ServerConfig
 from mlxd.server import Server
 from mlxd.server.asgi import Receive, Scope, Send
-from tests.wire.harness import Puppet, Recorder, read_responses
+from tests.wire.harness import Puppet, Recorder, describe_error, read_responses
 
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -43,7 +42,7 @@ async def serving(app: Any, **options: Any) -> AsyncIterator[Server]:
     on_shutdown_deadline = options.pop("on_shutdown_deadline", None)
     config = ServerConfig(**{"host": "127.0.0.1", "port": 0, "shutdown_seconds": 0.01, **options})
     server = Server(
-        no_lifespan(app), config, describe_error=error_response, on_shutdown_deadline=on_shutdown_deadline
+        no_lifespan(app), config, describe_error=describe_error, on_shutdown_deadline=on_shutdown_deadline
     )
     await server.start()
     try:

@@ -16,7 +16,6 @@ from typing import Any
 import msgspec
 
 from mlxd.api.app import App, create_app
-from mlxd.api.errors import error_response
 from mlxd.config import Config
 from mlxd.server.context import ServerContext
 from mlxd.server.responses import DateLine
@@ -45,7 +44,7 @@ class Stack(Harness):
             loop=asyncio.get_running_loop(),
             clock=lambda: self.time,
             date_line=DateLine(lambda: 0.0),
-            describe_error=error_response,
+            describe_error=self.app.describe_error,
             access_log=logging.getLogger(ACCESS_LOGGER),
         )
 

@@ -12,9 +12,10 @@ from tests.unit.api.stack import ACCESS_LOGGER, Stack, play
 from tests.wire.harness import Response
 
 LIMITS = {"max_request_line_bytes": 100, "max_header_bytes": 500, "max_body_bytes": 1000}
-SETTINGS = {"server": {"metrics": True, **LIMITS}}
+ORIGIN = "https://chat.example.org"
+SETTINGS = {"server": {"metrics": True, "cors_origins": [ORIGIN], **LIMITS}}
 PATHS = ["/v1/chat/completions", "/v1/messages", "/v1/messages/count_tokens"]
-HEAD = "POST {path} HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\n"
+HEAD = "POST {path} HTTP/1.1\r\nHost: h\r\nX-Request-Id: mine\r\nOrigin: " + ORIGIN + "\r\n"
 SIZED = HEAD + "Content-Length: 9\r\n\r\nab"
 CHUNKED = HEAD + "Transfer-Encoding: chunked\r\n\r\n"
 
@@ -23,6 +24,8 @@ def check(response: Response, path: str, status: int) -> None:
     """The status, and a body of the path's dialect that says the same."""
     assert (response.status, response.headers[b"connection"]) == (status, b"close")
     assert response.headers[b"x-request-id"] == b"mine"
+    assert response.headers[b"access-control-allow-origin"] == ORIGIN.encode()
+    assert response.headers.get(b"request-id") == (b"mine" if path.startswith("/v1/messages") else None)
     body = json.loads(response.body)
     if path.startswith("/v1/messages"):
         assert set(body) == {"type", "error", "request_id"} and set(body["error"]) == {"type", "message"}

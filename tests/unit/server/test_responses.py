@@ -17,7 +17,7 @@ def test_the_date_is_made_once_a_second() -> None:
 
 
 def test_an_error_response() -> None:
-    parts = (503, {"why": "full"}, {"retry-after": "7"})
+    parts = (503, {"why": "full"}, [(b"retry-after", b"7")])
     data = error_response(*parts, request_id="r", date_line=b"date: now\r\n")
     head, body = data.split(b"\r\n\r\n")
     assert head.split(b"\r\n") == [

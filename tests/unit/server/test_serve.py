@@ -16,14 +16,13 @@ from pathlib import Path
 import pytest
 
 from mlxd import server
-from mlxd.api.errors import error_response
 from mlxd.config import ServerConfig
 from mlxd.server import StartupFailed
 from mlxd.server.asgi import Receive, Scope, Send
-from tests.wire.harness import in_loop, read_body, respond
+from tests.wire.harness import describe_error, in_loop, read_body, respond
 
-Server = functools.partial(server.Server, describe_error=error_response)
-serve = functools.partial(server.serve, describe_error=error_response)
+Server = functools.partial(server.Server, describe_error=describe_error)
+serve = functools.partial(server.serve, describe_error=describe_error)
 
 LOCAL = ServerConfig(host="127.0.0.1", port=0, shutdown_seconds=10)
 
