@@ -206,6 +206,7 @@ def plan_pool(
     cache = config.cache
     max_model_len = context_limit(config, model_context)
     block_bytes = kv_bytes_per_token * cache.block_size
+    needed = min(MIN_POOL_TOKENS, max_model_len) + cache.block_size
     if cache.num_blocks is not None:
         asked = cache.num_blocks * block_bytes
     elif cache.memory_mb is not None:
@@ -231,9 +232,13 @@ def plan_pool(
         if cache.memory_mb is not None:
             budget = cache.memory_mb * MIB
         spare = min(asked, room) if cache.num_blocks is None else room - asked
-        share = spare // 2 if block_bytes and cache.num_blocks is None else None
+        share, least_pool = None, 0
+        if block_bytes and cache.num_blocks is None:
+            share, least_pool = spare // 2, -(-needed // cache.block_size) * block_bytes
         told = breakdown(device, weights_bytes, activations)
-        states = _plan_states(config, device, shape, state_bytes, spare, share, min(budget, spare), told)
+        states = _plan_states(
+            config, device, shape, state_bytes, spare, share, min(budget, spare), least_pool, told
+        )
         warnings += states.warnings
         # Also where one runs at a time: warming up runs as many as there may be.
         max_num_seqs = states.max_num_seqs
@@ -256,7 +261,6 @@ def plan_pool(
                 f"{breakdown(device, weights_bytes, activations)}"
             )
         num_blocks = min(most, min(asked, room) // block_bytes) if block_bytes else most
-        needed = min(MIN_POOL_TOKENS, max_model_len) + cache.block_size
         if (num_blocks * cache.block_size) < needed:
             raise ConfigError(
                 f"the KV cache would hold {max(0, num_blocks - 1) * cache.block_size} tokens, at least "
@@ -307,10 +311,12 @@ def _plan_states(
     spare: int,
     share: int | None,
     budget: int,
+    least_pool: int,
     told: str,
 ) -> _StatePlan:
     """`spare` bytes are there for states, of which running ones get `share`, or all but what kept ones get of
-    `budget`. ConfigError, which ends in `told`, when not one sequence can run."""
+    `budget`; these leave `least_pool` bytes. ConfigError, which ends in `told`, when not one sequence can
+    run."""
     cache, scheduler = config.cache, config.scheduler
     percent = cache.snapshot_percent if cache.paged and cache.prefix_caching else 0.0
     kept = max(0, int(percent * budget))
@@ -329,6 +335,7 @@ def _plan_states(
     warnings = []
     if fitting < running:
         warnings.append(f"{fitting} sequences run at once, not scheduler.max_num_seqs {running}: {needs}")
+    kept = max(0, min(kept, spare - fitting * running_bytes - least_pool))
     num_snapshots = min(MAX_SNAPSHOTS, kept // state_bytes)
     if percent and not num_snapshots:
         warnings.append(

@@ -153,6 +153,17 @@ def test_states_are_kept_in_the_part_that_is_for_them() -> None:
     assert blocks.num_snapshots == 25 and blocks.num_blocks == 10000
 
 
+def test_states_are_kept_only_beside_a_pool_of_some_use() -> None:
+    """A cache that is enough without them is not refused for their sake."""
+    tight = plan(CacheConfig(memory_mb=8), state_mib=1, kv_bytes=10 * 1024, max_num_seqs=2)
+    assert tight.memory.state_bytes == 4 * MIB and tight.num_snapshots == 1
+    assert tight.max_model_len > 256
+    tighter = plan(CacheConfig(memory_mb=6), state_mib=1, kv_bytes=10 * 1024, max_num_seqs=2)
+    assert tighter.max_num_seqs == 1 and tighter.num_snapshots == 1
+    none = plan(CacheConfig(memory_mb=8), state_mib=1, kv_bytes=14 * 1024, max_num_seqs=2)
+    assert none.num_snapshots == 0 and "prefixes are not shared" in none.warnings[0]
+
+
 def test_blocks_that_are_asked_for_by_number_leave_states_the_rest() -> None:
     cache = CacheConfig(num_blocks=40000)
     pool = plan(cache, state_mib=10)
