@@ -59,7 +59,7 @@ async def compute(
     engine, account = embedding_model(services).engine, request.caller.account
     num_tokens = sum(len(item.token_ids) for item in inputs)
     account.check_tokens(num_tokens)
-    job = engine.submit(inputs)
+    job = engine.submit(inputs, timeout_from=request.arrival_time)
     account.take_tokens(num_tokens)
     request.access["prompt_tokens"], request.access["completion_tokens"] = num_tokens, 0
     call = EmbeddingCall(response_id, request, engine, job)

@@ -67,6 +67,7 @@ class HTTPRequest:
         "_send",
         "_write",
         "access",
+        "arrival_time",
         "caller",
         "client_gone",
         "method",
@@ -94,6 +95,8 @@ class HTTPRequest:
         extensions = scope.get("extensions", {})
         self.access: AccessFields = extensions.get(ACCESS_EXTENSION, {})
         self._write: Callable[[bytes], bool] | None = extensions.get(WRITE_EXTENSION)
+        self.arrival_time: float
+        """when all of its body was there, by the event loop's clock; once that has been read"""
         self.client_gone = False
         self.status = 0
         self.response_complete = False
@@ -162,6 +165,7 @@ class HTTPRequest:
                 raise PayloadTooLargeError(f"the body is larger than {max_bytes} bytes")
             chunks.append(chunk)
             if not message.get("more_body", False):
+                self.arrival_time = asyncio.get_running_loop().time()
                 return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     async def receive(self) -> Message:

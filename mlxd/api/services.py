@@ -85,7 +85,8 @@ class Services:
                 param="priority",
             )
         stream = self.engine.submit(
-            [of_caller(sequence, caller, also_known_as=request.request_id) for sequence in sequences]
+            [of_caller(sequence, caller, also_known_as=request.request_id) for sequence in sequences],
+            timeout_from=request.arrival_time,
         )
         caller.account.take_tokens(num_prompt_tokens)
         request.access["prompt_tokens"] = request.access.get("prompt_tokens", 0) + num_prompt_tokens

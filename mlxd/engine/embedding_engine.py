@@ -149,8 +149,10 @@ class EmbeddingEngine:
 
     # Requests
 
-    def submit(self, inputs: Sequence[EmbeddingInput]) -> Job:
+    def submit(self, inputs: Sequence[EmbeddingInput], *, timeout_from: float | None = None) -> Job:
         """Take `inputs`, of which there is one at least, together, or none of them.
+
+        Their time runs since `timeout_from`, by the event loop's clock; None: since now.
 
         The job's vectors are float32 [len(inputs), size]; a cross-encoder's are scores. Its future fails with
         GenerationTimeout, with WorkerError after two deaths of a worker, or with what `end` was given. Raises
@@ -171,7 +173,7 @@ class EmbeddingEngine:
             num_left=len(inputs),
         )
         job.pending = sorted(range(len(inputs)), key=job.length)
-        timer = loop.call_later(timeout, self.end, job, error)
+        timer = loop.call_at((timeout_from or loop.time()) + timeout, self.end, job, error)
         future.add_done_callback(lambda _: self._forget(job, timer))
         self._jobs.add(job)
         self._queue.add(job)

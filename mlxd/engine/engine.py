@@ -166,9 +166,12 @@ class Engine:
 
     # Requests
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> OutputStream:
+    def submit(
+        self, requests: Sequence[GenerationRequest], *, timeout_from: float | None = None
+    ) -> OutputStream:
         """Take `requests` together, or none of them.
 
+        Their time runs since `timeout_from`, by the event loop's clock; None: since now.
         Returns the stream of their outputs. Raises NotReadyError, ContextLengthExceeded,
         InvalidRequestError (token ids out of range) or OverloadedError.
         """
@@ -206,7 +209,8 @@ class Engine:
             if not params.background:
                 self.stats.num_prompt_tokens += request.num_prompt_tokens
         timeout = requests[0].timeout_seconds or self.config.limits.timeout_seconds
-        self._timers[stream] = loop.call_later(timeout, self._on_timeout, stream, timeout)
+        end = (timeout_from or loop.time()) + timeout
+        self._timers[stream] = loop.call_at(end, self._on_timeout, stream, timeout)
         self._idle.clear()
         self._pump_soon()
         return stream

@@ -116,7 +116,7 @@ class _Chat:
             system_fingerprint=model.fingerprint,
         )
         timeout = self._plan.common.timeout_seconds or services.config.limits.timeout_seconds
-        self._deadline = asyncio.get_running_loop().time() + timeout
+        self._deadline = request.arrival_time + timeout
         self._turns: list[_Turn] = []
         self._frames: ChatFrames | None = None
         self._record: AnswerRecord | None = None
@@ -261,8 +261,6 @@ class _Chat:
             if not is_first:  # the worker may have died meanwhile: like a stream, the answer outlives it
                 turn_id += f"-{len(self._turns)}"
                 await self._in_time(services.engine.until_ready(), "the model's worker started anew")
-            left = self._deadline - asyncio.get_running_loop().time()
-            plan = plan.with_common(timeout_seconds=max(left, 0.001))
             mcp = McpTurn(
                 self._mcp_tools.run,
                 is_last=len(self._turns) + 1 >= services.mcp.config.max_turns,

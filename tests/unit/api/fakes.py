@@ -187,6 +187,7 @@ class FakeEngine:
         self.keeps_states = False
         """let the API think that prompts are cached; then those that nobody waits for are submitted too"""
         self.submitted: list[GenerationRequest] = []
+        self.timeouts_from: list[float | None] = []
         self.cancelled: list[str] = []
         self.calls: list[str] = []
         self._open: dict[str, tuple[OutputStream, deque[RequestOutput], GenerationRequest]] = {}
@@ -226,7 +227,10 @@ class FakeEngine:
     async def status(self) -> dict[str, object]:
         return {"status": "running", "num_running": self.num_running}
 
-    def submit(self, requests: Sequence[GenerationRequest]) -> OutputStream:
+    def submit(
+        self, requests: Sequence[GenerationRequest], *, timeout_from: float | None = None
+    ) -> OutputStream:
+        self.timeouts_from.append(timeout_from)
         self.check_ready()
         if self.refusal is not None:
             raise self.refusal

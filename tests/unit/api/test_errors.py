@@ -198,7 +198,7 @@ def test_bugs_are_500_with_the_request_id_and_no_internals(
     model_folder: Path, path: str, stream: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scenario(stack: Stack) -> None:
-        monkeypatch.setattr(stack.engine, "submit", lambda requests: 1 / 0)
+        monkeypatch.setattr(stack.engine, "submit", lambda requests, **options: 1 / 0)
         response = await stack.ask("POST", path, asking(path, stream=stream), x_request_id="rid")
         check(path, response, 500, "api_error", "internal_error")
         message = json.loads(response.body)["error"]["message"]

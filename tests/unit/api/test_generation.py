@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mlxd.api.app import App
+from mlxd.api.served_model import ServedModel
 from mlxd.errors import GenerationTimeout, WorkerError
 from tests.unit.api.fakes import FakeEngine, Wire, call, client, fails, make_app, says, sse_json, until
 
@@ -51,6 +52,27 @@ def test_a_client_that_leaves_frees_its_sequences(body: bytes, caplog: pytest.Lo
         play(scenario)
     [record] = caplog.records
     assert (record.status, record.request_id) == (499, "me")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/messages", "/v1/completions"])
+def test_its_time_runs_while_its_prompt_is_read(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode = ServedModel.encode
+    times: list[float] = []
+
+    async def read_slowly(model: ServedModel, *arguments: Any, **options: Any) -> Any:
+        clock = asyncio.get_running_loop().time
+        times.append(clock())
+        while clock() == times[0]:
+            await asyncio.sleep(0)
+        return await encode(model, *arguments, **options)
+
+    monkeypatch.setattr(ServedModel, "encode", read_slowly)
+    engine = FakeEngine(says("Hello"))
+    body = {"prompt": "Hi"} if path == "/v1/completions" else {"messages": MESSAGES}
+    response = call(make_app(engine), "POST", path, json={"model": "default", "max_tokens": 5, **body})
+    assert response.status_code == 200
+    [since] = engine.timeouts_from
+    assert since is not None and since <= times[0]
 
 
 def test_a_client_that_leaves_gets_no_answer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,22 @@ def test_timeout_ends_with_its_error(harness: Harness) -> None:
             out = (await collect(h.engine.submit([ask("a", [3], 5, timeout_seconds=0.01)])))[0]
             assert out.finish_reason is FinishReason.ABORT
             assert isinstance(out.error, GenerationTimeout)
+            h.worker.release_held()
+
+    run(main())
+
+
+def test_time_runs_since_the_request_arrived(harness: Harness) -> None:
+    """Rendering and reading of its text came before."""
+
+    async def main() -> None:
+        async with harness() as h:
+            h.worker.hold = True
+            arrival = asyncio.get_running_loop().time() - 60
+            request = ask("a", [3], 5, timeout_seconds=60.01)
+            out = (await collect(h.engine.submit([request], timeout_from=arrival)))[0]
+            assert isinstance(out.error, GenerationTimeout)
+            assert "60.01 s" in str(out.error)
             h.worker.release_held()
 
     run(main())
