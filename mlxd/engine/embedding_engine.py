@@ -24,6 +24,7 @@ from mlxd.engine.embedding_queue import Batch, EmbeddingQueue, Job, Vectors
 from mlxd.engine.executor import ProcessExecutor
 from mlxd.engine.stats import Speed
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
+from mlxd.engine.text_loader import TextLoader
 from mlxd.errors import (
     GenerationTimeout,
     HTTPStatusError,
@@ -69,6 +70,11 @@ class EmbeddingStats:
 start_embedder = partial(ProcessExecutor, role="embed")
 
 
+def read_text(folder: Path) -> tuple[SentenceFiles, Tokenizer]:
+    """What is to be known of the model's texts. Takes long; raises what its three parts do."""
+    return SentenceFiles.read(folder), Tokenizer.load(ModelFiles.read(folder))
+
+
 class EmbeddingEngine:
     """One model, one worker, many requests, which take turns batch by batch.
 
@@ -103,7 +109,7 @@ class EmbeddingEngine:
         self._queue = EmbeddingQueue(config.embeddings.max_batch_tokens)
         self._jobs: set[Job] = set()
         self._in_flight: deque[Batch] = deque()
-        self._load_task: asyncio.Task[None] | None = None
+        self._text_loader = TextLoader(read_text, on_loaded=self._on_text, on_failed=on_failed)
 
     # Life
 
@@ -115,8 +121,7 @@ class EmbeddingEngine:
         """End what runs, stop the worker."""
         self.end_all(NotReadyError("the server is shutting down"))
         await self.supervisor.stop()
-        if self._load_task is not None:
-            self._load_task.cancel()
+        self._text_loader.stop()
 
     def end_all(self, error: HTTPStatusError) -> None:
         """Take no more requests, and end the rest with `error`."""
@@ -220,8 +225,7 @@ class EmbeddingEngine:
         self.stats.active_memory_bytes = beat.active_memory_bytes
 
     def on_model_files(self, files: ModelFilesMessage) -> None:
-        if self._load_task is None:
-            self._load_task = asyncio.get_running_loop().create_task(self._load_text(Path(files.path)))
+        self._text_loader.load(Path(files.path))
 
     def on_worker_ready(self, info: EmbedderReady) -> None:
         self.info = info
@@ -276,17 +280,8 @@ class EmbeddingEngine:
 
     # Within
 
-    async def _load_text(self, folder: Path) -> None:
-        try:
-            files = await asyncio.to_thread(ModelFiles.read, folder)
-            self.sentence_files = await asyncio.to_thread(SentenceFiles.read, folder)
-            self.tokenizer = await asyncio.to_thread(Tokenizer.load, files)
-        except Exception as error:
-            logger.exception("the embedding model's tokenizer cannot be loaded")
-            if self._tell_failed is not None:
-                unknown = InternalError("its tokenizer cannot be loaded")
-                self._tell_failed(error if isinstance(error, MlxdError) else unknown)
-            return
+    def _on_text(self, loaded: tuple[SentenceFiles, Tokenizer]) -> None:
+        self.sentence_files, self.tokenizer = loaded
         self._become_ready()
 
     def _become_ready(self) -> None:

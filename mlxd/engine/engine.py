@@ -33,8 +33,9 @@ from mlxd.engine.status import describe, describe_cache, describe_sequences, end
 from mlxd.engine.step_pump import StepPump
 from mlxd.engine.stream import OutputStream
 from mlxd.engine.supervisor import MakeExecutor, WorkerState, WorkerSupervisor
+from mlxd.engine.text_loader import TextLoader
 from mlxd.engine.worker_deaths import count_death
-from mlxd.errors import GenerationTimeout, InternalError, MlxdError, NotReadyError
+from mlxd.errors import GenerationTimeout, MlxdError, NotReadyError
 from mlxd.step import DiskReport, Heartbeat, Progress, StepResult, WorkerReady
 from mlxd.step import ModelFiles as ModelFilesMessage
 from mlxd.text.model_files import ModelFiles
@@ -99,7 +100,7 @@ class Engine:
         self._waiting_for_worker: list[Request] = []
         self._news = asyncio.Event()
         """set when requests are welcome again or never will be"""
-        self._load_task: asyncio.Task[None] | None = None
+        self._text_loader = TextLoader(self._read_text, on_loaded=self._on_text, on_failed=on_failed)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -128,8 +129,7 @@ class Engine:
         self.loop_monitor.stop()
         if self._pump is not None:
             self._pump.close()
-        if self._load_task is not None:
-            self._load_task.cancel()
+        self._text_loader.stop()
 
     def end_all(self, error: MlxdError) -> None:
         """Take no more requests, not even if their prompts are being read, and end all with `error`."""
@@ -328,8 +328,7 @@ class Engine:
             self.stats.peak_memory_bytes = max(self.stats.peak_memory_bytes, beat.active_memory_bytes)
 
     def on_model_files(self, files: ModelFilesMessage) -> None:
-        if self.files is None or str(self.files.path) != files.path:
-            self._load_task = asyncio.get_running_loop().create_task(self._load_text(Path(files.path)))
+        self._text_loader.load(Path(files.path))
 
     def on_worker_ready(self, info: WorkerReady) -> None:
         config = self.config.scheduler
@@ -398,29 +397,15 @@ class Engine:
 
     # Within
 
-    async def _load_text(self, path: Path) -> None:
-        try:
-            files, tokenizer = await asyncio.to_thread(self._read_text, path)
-        except MlxdError as error:
-            self._fail_load(error)
-            return
-        except Exception:
-            logger.exception("could not read the model's tokenizer")
-            self._fail_load(InternalError("the model's tokenizer could not be read"))
-            return
-        self.files, self.tokenizer = files, tokenizer
+    def _read_text(self, folder: Path) -> tuple[ModelFiles, Tokenizer]:
+        files = ModelFiles.read(folder, self.config.model.chat_template)
+        return files, Tokenizer.load(files, trust_remote_code=self.config.model.trust_remote_code)
+
+    def _on_text(self, loaded: tuple[ModelFiles, Tokenizer]) -> None:
+        self.files, self.tokenizer = files, tokenizer = loaded
         own = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
         self._eos_token_ids = (*files.eos_token_ids, *own)
         self._become_ready()
-
-    def _read_text(self, path: Path) -> tuple[ModelFiles, Tokenizer]:
-        files = ModelFiles.read(path, self.config.model.chat_template)
-        return files, Tokenizer.load(files, trust_remote_code=self.config.model.trust_remote_code)
-
-    def _fail_load(self, error: MlxdError) -> None:
-        logger.error("%s", error)
-        if self._tell_failed is not None:
-            self._tell_failed(error)
 
     def _become_ready(self) -> None:
         if self.scheduler is not None and self.tokenizer is not None and self.info is not None:
