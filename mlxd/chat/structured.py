@@ -17,6 +17,7 @@ from llguidance.gbnf_to_lark import any_to_lark
 
 from mlxd.chat.lark import literal
 from mlxd.errors import InvalidRequestError
+from mlxd.step import MAX_FORCED_BYTES
 
 Grammar = Mapping[str, Any]
 """One of llguidance's: {"lark_grammar": text} or {"json_schema": schema}."""
@@ -30,8 +31,6 @@ _BYTES = LLTokenizer("byte")
 """Every byte a token: for what can be told of a grammar without the model's."""
 _FITS_NOTHING = "NoExtensionBias"
 """llguidance's word for a place at which no token is allowed."""
-_TOKEN_MARK = b"\xff"
-"""llguidance's sign, among forced bytes, for a token that has an id instead of a text."""
 MAX_FOLLOWED_BYTES = 1024
 """of a grammar that forces so many: llguidance holds the interpreter meanwhile, for a millisecond"""
 
@@ -151,11 +150,14 @@ def _beginning_error(matcher: LLMatcher) -> str | None:
     """
     matcher.compute_bitmask()
     if not matcher.is_error():
-        forced = matcher.compute_ff_bytes()
-        if len(forced) <= MAX_FOLLOWED_BYTES:
-            matcher.consume_tokens(matcher.compute_ff_tokens())
-        else:  # whether so much can be followed at all shows behind its first byte
-            matcher.consume_tokens(list(forced[:1].rstrip(_TOKEN_MARK)))
+        num_forced = len(matcher.compute_ff_bytes())
+        if num_forced > MAX_FORCED_BYTES:
+            return (
+                f"no choice is left about the first {num_forced} bytes; at most {MAX_FORCED_BYTES} may be so"
+            )
+        if num_forced > MAX_FOLLOWED_BYTES:
+            return None
+        matcher.consume_tokens(matcher.compute_ff_tokens())
         matcher.compute_bitmask()
     if not matcher.is_error():
         return None

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from mlxd.step import GrammarSpec, SlotInit
+from mlxd.step import MAX_FORCED_BYTES, GrammarSpec, SlotInit
 
 NUM_COMPILED = 64
 """Compiled grammars that are kept; a copy for a request takes a few microseconds."""
@@ -215,6 +215,11 @@ class ConstrainedRow:
         bitmask = bits[: self._vocabulary.num_bytes].copy()
         if matcher.is_error():
             self._fail(matcher)
+        elif len(matcher.compute_ff_bytes()) > MAX_FORCED_BYTES:
+            self._error = (
+                f"the grammar of this request leaves no choice for more than {MAX_FORCED_BYTES} bytes"
+            )
+        if self._error is not None:
             return RowConstraint(error=self._error)
         _clear(bitmask, self._vocabulary.eos_token_ids)
         _clear(bitmask, self._stops)

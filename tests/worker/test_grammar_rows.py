@@ -311,6 +311,17 @@ def test_a_grammar_that_cannot_go_on_fails_its_row_from_there(driver: Driver) ->
     assert all("the grammar of this request cannot go on" in error for error in bad.errors)
 
 
+def test_a_grammar_that_leaves_no_choice_for_long_fails_its_row(driver: Driver) -> None:
+    """Where that begins behind a choice nobody has looked, and everybody in the step waits for it."""
+    grammar = LLMatcher.grammar_from_lark('start: ("y" | "z") "abcdefgh"{%d}')
+    long = driver.add(prompt_of(5), constrained(grammar.replace("%d", "2049")))
+    short = driver.add(prompt_of(5), constrained(grammar.replace("%d", "2048")))
+    driver.run(4)
+    assert long.outputs[0] >= 0 and long.outputs[1:] == [-1] * 3
+    assert "leaves no choice for more than 16384 bytes" in long.errors[0]
+    assert not short.errors and min(short.outputs) >= 0
+
+
 def test_without_a_tokenizer_the_request_fails_and_says_why() -> None:
     driver = Driver(make_runner(None), num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE)
     sequence = driver.add(prompt_of(5), constrained(LLMatcher.grammar_from_regex("a")))

@@ -13,7 +13,7 @@ from llguidance import LLMatcher
 
 from mlxd.api.grammar_cache import GrammarCache
 from mlxd.api.grammars import common_tokens
-from mlxd.step import GrammarSpec
+from mlxd.step import MAX_FORCED_BYTES, GrammarSpec
 from mlxd.text.tokenizer import Tokenizer
 from tests.unit.api.fakes import FILES, TOKENIZER, FakeEngine, call, make_app
 
@@ -176,6 +176,24 @@ def test_a_grammar_is_followed_for_a_thousand_forced_bytes(
     """llguidance keeps the interpreter for that: 80 ms for half a million, which x{500000} asks for."""
     grammar = f"start: {opening} NOTHING\nNOTHING: /[a-z]+/ & /[0-9]+/"
     assert ask(engine, {"guided_grammar": grammar}).status_code == status
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: {"guided_regex": f"x{{{size}}}"},
+        lambda size: {"guided_grammar": f'start: "x"{{{size - 1}}} "y" /[a-z]/'},
+        lambda size: {"guided_choice": ["x" * size]},
+        lambda size: {"guided_json": {"const": "x" * (size - len('""'))}},
+    ],
+)
+def test_a_longer_text_without_a_choice_is_refused(
+    engine: FakeEngine, make: Callable[[int], dict[str, Any]]
+) -> None:
+    response = ask(engine, make(MAX_FORCED_BYTES + 1))
+    assert response.status_code == 400
+    assert "no choice is left about the first 16385 bytes" in response.json()["error"]["message"]
+    assert ask(engine, make(MAX_FORCED_BYTES)).status_code == 200
 
 
 @pytest.mark.parametrize(
