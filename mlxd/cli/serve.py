@@ -154,7 +154,8 @@ class Announcer:
         self._fail(error, f"the embedding model: {error}")
 
     def _fail(self, error: MlxdError, reason: str) -> None:
-        self.exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
+        if self.exit_code != EXIT_USAGE:  # one of two workers that the operator has to see to is enough
+            self.exit_code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILURE
         self._view.close()
         logger.error("stopping: %s", reason)
         self._stop()

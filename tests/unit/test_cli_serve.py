@@ -126,6 +126,15 @@ class TestAnnouncer:
         assert caplog.messages == [f"stopping: {error}", f"stopping: the embedding model: {error}"]
         assert out.getvalue() == ""
 
+    def test_of_two_failures_the_operators_counts(self) -> None:
+        """Another start would not help, whichever comes last."""
+        mistake, accident = ConfigError("no such model"), WorkerError("gone")
+        for first, second in ((mistake, accident), (accident, mistake)):
+            announcer, _ = self.make(Config())
+            announcer.failed(first)
+            announcer.embedder_failed(second)
+            assert announcer.exit_code == 2
+
     def test_the_demo_prints_a_command_to_paste(self) -> None:
         announcer, out = self.make(Config(), show_example=True)
         announcer.listening("http://127.0.0.1:8000")
