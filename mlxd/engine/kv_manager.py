@@ -330,10 +330,6 @@ class KvManager:
     def num_held_blocks(self) -> int:
         return len(self._held)
 
-    def fits(self, num_tokens: int) -> bool:
-        """Whether a request of `num_tokens` could ever run, alone in the pool."""
-        return -(-num_tokens // self.block_size) <= self.num_total_blocks
-
     def check_integrity(self) -> None:
         """Each block of a small pool has exactly the references it should; no slot is free twice.
 
