@@ -35,7 +35,7 @@ class Turns:
     def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():  # cancelled
+            if not turn.done():  # done: its request was cancelled
                 # Who waits for it runs in the loop's next turn, once sockets have been looked at, and this
                 # behind it.
                 turn.set_result(None)
