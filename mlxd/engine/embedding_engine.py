@@ -178,7 +178,8 @@ class EmbeddingEngine:
             num_left=len(inputs),
         )
         job.pending = sorted(range(len(inputs)), key=job.length)
-        timer = loop.call_at((timeout_from or loop.time()) + timeout, self.end, job, error)
+        start = loop.time() if timeout_from is None else timeout_from
+        timer = loop.call_at(start + timeout, self.end, job, error)
         future.add_done_callback(lambda _: self._forget(job, timer))
         self._jobs.add(job)
         self._queue.add(job)

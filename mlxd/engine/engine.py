@@ -209,8 +209,8 @@ class Engine:
             if not params.background:
                 self.stats.num_prompt_tokens += request.num_prompt_tokens
         timeout = requests[0].timeout_seconds or self.config.limits.timeout_seconds
-        end = (timeout_from or loop.time()) + timeout
-        self._timers[stream] = loop.call_at(end, self._on_timeout, stream, timeout)
+        start = loop.time() if timeout_from is None else timeout_from
+        self._timers[stream] = loop.call_at(start + timeout, self._on_timeout, stream, timeout)
         self._idle.clear()
         self._pump_soon()
         return stream

@@ -70,19 +70,23 @@ def agents_of(h: Any, seed: int, pause: Callable[[], Awaitable[None]] = lambda: 
     )
 
 
+async def talk(h: Any, agents: Agents, num_conversations: int) -> None:
+    """They have answers of every kind, under pressure, and leave nothing."""
+    await agents.talk(num_conversations)
+    kv, stats = h.engine.scheduler.kv, h.engine.stats
+    assert h.engine.requests() == [] and kv.num_used_blocks == 0
+    assert kv.num_evicted_blocks > num_conversations
+    assert h.engine.scheduler.num_preemptions > 0
+    assert stats.num_cached_tokens > stats.num_prompt_tokens / 10
+    assert set(stats.prefix_hits) == set(HitType)
+    assert agents.num_answers > agents.num_left > 0 and agents.num_failed > 0
+
+
 async def crowd(make: Harness, seed: int, num_conversations: int) -> None:
     """Conversations, eight at a time, over a pool that holds about three of them."""
     config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=(7, 24, 2048)[seed % 3])
     async with make(config, num_blocks=28, max_model_len=100) as h:
-        agents = agents_of(h, seed)
-        await agents.talk(num_conversations)
-        kv, stats = h.engine.scheduler.kv, h.engine.stats
-        assert h.engine.requests() == [] and kv.num_used_blocks == 0
-        assert kv.num_evicted_blocks > num_conversations
-        assert h.engine.scheduler.num_preemptions > 0
-        assert stats.num_cached_tokens > stats.num_prompt_tokens / 10
-        assert set(stats.prefix_hits) == set(HitType)
-        assert agents.num_answers > agents.num_left > 0 and agents.num_failed > 0
+        await talk(h, agents_of(h, seed), num_conversations)
         assert any(plan.copy_blocks for plan in h.worker.plans)
 
 

@@ -20,7 +20,7 @@ from mlxd.engine.snapshots import MIN_BLOCKS, PROGRESS_BLOCKS, TAIL_TOKENS, Snap
 from mlxd.errors import InvalidRequestError
 from tests.unit.engine.asking import ask, collect, endless, prompt_of, run
 from tests.unit.engine.fake_worker import generate, ints
-from tests.unit.engine.test_prefix_cache import agents_of, answer, hit_type, num_prefilled, report_of
+from tests.unit.engine.test_prefix_cache import agents_of, answer, hit_type, num_prefilled, report_of, talk
 from tests.unit.engine.test_thinking import generate as thinking
 from tests.unit.engine.test_thinking import think
 
@@ -33,15 +33,7 @@ async def crowd(make: Harness, seed: int, num_conversations: int) -> None:
     config = SchedulerConfig(max_num_seqs=6, max_num_batched_tokens=(7, 24, 2048)[seed % 3])
     async with make(config, num_blocks=28, max_model_len=100, num_snapshots=(1, 5, 12)[seed % 3]) as h:
         tell_costs(h)
-        agents = agents_of(h, seed)
-        await agents.talk(num_conversations)
-        kv, stats = h.engine.scheduler.kv, h.engine.stats
-        assert h.engine.requests() == [] and kv.num_used_blocks == 0
-        assert kv.num_evicted_blocks > num_conversations
-        assert h.engine.scheduler.num_preemptions > 0
-        assert stats.num_cached_tokens > stats.num_prompt_tokens / 10
-        assert set(stats.prefix_hits) == set(HitType)
-        assert agents.num_answers > agents.num_left > 0 and agents.num_failed > 0
+        await talk(h, agents_of(h, seed), num_conversations)
         assert any(plan.load_states for plan in h.worker.plans)
         assert not any(plan.copy_blocks for plan in h.worker.plans)
 
